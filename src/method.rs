@@ -1,0 +1,67 @@
+//! `NAME[:VALUE]`: how observers and other methods are written on the command line, in recipes and in sidecars.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::str::FromStr;
+
+/// A method by name with its optional number, as in `min-max` or `percentile:99.99`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Method {
+    /// The name, as its table lists it.
+    pub name: String,
+    /// The number after the colon.
+    pub value: Option<f64>,
+}
+
+impl Method {
+    /// The method `name` without a number.
+    pub fn new(name: &str) -> Self {
+        Method { name: name.to_owned(), value: None }
+    }
+}
+
+impl FromStr for Method {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, value) = match text.split_once(':') {
+            None => (text, None),
+            Some((name, number)) => {
+                let value = number.parse::<f64>().ok().filter(|v| v.is_finite());
+                let wrong = || Error::Usage(format!("method {text:?}: expected NAME or NAME:NUMBER, found {number:?} after the colon"));
+                (name, Some(value.ok_or_else(wrong)?))
+            }
+        };
+        Ok(Method { name: name.to_owned(), value })
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.value {
+            Some(value) => write!(f, "{}:{value}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+impl Serialize for Method {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Method {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The entry of a table by name, or a usage error that lists what there is.
+pub(crate) fn look_up<'t, T>(what: &str, table: &'t [T], name_of: impl Fn(&T) -> &str, wanted: &str) -> Result<&'t T> {
+    table.iter().find(|entry| name_of(entry) == wanted).ok_or_else(|| {
+        let known: Vec<&str> = table.iter().map(name_of).collect();
+        Error::Usage(format!("{what}: expected one of {}, found {wanted:?}", known.join(", ")))
+    })
+}

@@ -1,0 +1,150 @@
+//! Observers: from values to a clipping range.
+//!
+//! An observer sees batches and then names a range; scale and zero point follow from the range by
+//! [`ParamRule::choose_params`]. For a weight, each group (channel, tensor, run of elements) is one batch of its own
+//! observer. For an activation, each sample is a batch of the same observer.
+//!
+//! A new observer is a file with an implementation of [`Observer`], its `mod` line and its entry in [`OBSERVERS`];
+//! the command line, recipes, help and the conformance tests read the table.
+
+mod min_max;
+
+use crate::error::{Error, Result};
+use crate::method::{Method, look_up};
+use crate::quant::params::{ParamRule, Range};
+
+/// Values that can be read more than once, in pieces: they may be larger than memory.
+pub trait Values: Sync {
+    /// Number of values.
+    fn len(&self) -> usize;
+
+    /// Whether there is no value.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Calls `each` with successive pieces, in order. Pieces are the same at every call.
+    fn for_each_piece(&self, each: &mut dyn FnMut(&[f32]));
+}
+
+impl Values for [f32] {
+    fn len(&self) -> usize {
+        <[f32]>::len(self)
+    }
+
+    fn for_each_piece(&self, each: &mut dyn FnMut(&[f32])) {
+        each(self);
+    }
+}
+
+/// Finite values that belong together, with their extent.
+#[derive(Clone, Copy)]
+pub struct Batch<'a> {
+    /// Smallest and largest value. Not widened to include 0.
+    pub extent: Range,
+    /// The values; at least one.
+    pub values: &'a dyn Values,
+}
+
+/// Chooses a clipping range from the batches it is shown.
+pub trait Observer: Send {
+    /// Takes in one batch.
+    fn observe(&mut self, batch: Batch<'_>);
+
+    /// The range for all batches so far, in real units, not widened to include 0; [`Range::EMPTY`] before the first.
+    fn range(&self) -> Range;
+}
+
+/// What the range will be used for; observers that weigh clipping against rounding look at the grid.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// How the range will become scale and zero point.
+    pub rule: ParamRule,
+}
+
+/// A number that a method takes after its colon.
+#[derive(Clone, Copy, Debug)]
+pub struct Parameter {
+    /// Name in help, such as `P`.
+    pub name: &'static str,
+    /// Value if none is given.
+    pub default: f64,
+    /// Smallest value.
+    pub min: f64,
+    /// Largest value.
+    pub max: f64,
+}
+
+/// Ranges of all groups of a tensor at once, for methods whose choice for one group depends on the others.
+pub type JointSearch = fn(groups: &[Batch<'_>], value: f64, target: &Target) -> Vec<Range>;
+
+/// One row of [`OBSERVERS`].
+pub struct ObserverEntry {
+    /// Name on the command line, in recipes and sidecars.
+    pub name: &'static str,
+    /// The number it takes, if it takes one.
+    pub parameter: Option<Parameter>,
+    /// One line of help.
+    pub summary: &'static str,
+    /// Makes an observer; the number is the parameter's default where there is none.
+    pub build: fn(value: f64, target: &Target) -> Box<dyn Observer>,
+    /// Where groups are not independent of each other, the choice for all groups of a tensor at once.
+    pub joint: Option<JointSearch>,
+}
+
+/// Every observer.
+pub const OBSERVERS: &[ObserverEntry] = &[min_max::ENTRY];
+
+/// An observer chosen by name, its number checked: builds one [`Observer`] for each group.
+#[derive(Clone)]
+pub struct ObserverChoice {
+    entry: &'static ObserverEntry,
+    value: f64,
+}
+
+impl ObserverChoice {
+    /// Looks `method` up in [`OBSERVERS`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] if there is no such observer, if it takes no number, or if the number is out of its range.
+    pub fn new(method: &Method) -> Result<Self> {
+        let entry = look_up("observer", OBSERVERS, |entry| entry.name, &method.name)?;
+        let value = match (entry.parameter, method.value) {
+            (None, Some(value)) => return Err(Error::Usage(format!("observer {}: expected no number, found {value}", entry.name))),
+            (None, None) => 0.0,
+            (Some(parameter), value) => {
+                let value = value.unwrap_or(parameter.default);
+                if !(parameter.min..=parameter.max).contains(&value) {
+                    let Parameter { name, min, max, .. } = parameter;
+                    return Err(Error::Usage(format!("observer {}: expected {name} from {min} to {max}, found {value}", entry.name)));
+                }
+                value
+            }
+        };
+        Ok(ObserverChoice { entry, value })
+    }
+
+    /// The method with its number spelled out, as it goes into the sidecar.
+    pub fn method(&self) -> Method {
+        Method { name: self.entry.name.to_owned(), value: self.entry.parameter.map(|_| self.value) }
+    }
+
+    /// A new observer.
+    pub fn build(&self, target: &Target) -> Box<dyn Observer> {
+        (self.entry.build)(self.value, target)
+    }
+
+    /// The choice for all groups of a tensor at once, for methods whose groups depend on each other.
+    pub fn joint(&self, target: &Target) -> Option<impl Fn(&[Batch<'_>]) -> Vec<Range> + use<>> {
+        let (value, target) = (self.value, *target);
+        self.entry.joint.map(|search| move |groups: &[Batch<'_>]| search(groups, value, &target))
+    }
+
+    /// The range of one batch on its own.
+    pub fn observe_once(&self, batch: Batch<'_>, target: &Target) -> Range {
+        let mut observer = self.build(target);
+        observer.observe(batch);
+        observer.range()
+    }
+}

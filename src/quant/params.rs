@@ -1,0 +1,194 @@
+//! Chooses scale and zero point for a range, as the reference implementations do, to the bit.
+//!
+//! All widen the range to include 0 first, so that 0.0 has a code of its own:
+//!
+//! ```text
+//! lo = min(min, 0)          symmetric: scale = max(-lo, hi) / ((qmax - qmin) / 2)
+//! hi = max(max, 0)          affine:    scale = (hi - lo) / (qmax - qmin),  zero_point = round(qmin - lo / scale)
+//! ```
+//!
+//! They differ in the type each step is computed in, in where the zero point is rounded and in what becomes of a
+//! range without extent:
+//!
+//! | | [torch](https://github.com/pytorch/pytorch/blob/main/torch/ao/quantization/observer.py) | [ort](https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/python/tools/quantization/quant_utils.py) | [compressed-tensors](https://github.com/vllm-project/compressed-tensors) |
+//! |---|---|---|---|
+//! | steps computed in | f32 | f64, scale rounded to the weight's type | the weight's type |
+//! | smallest scale | `max(scale, min_scale)` | 1 below the smallest normal | `eps` of the type where 0 |
+//! | zero point | `qmin - round(lo / scale)` | `round(qmin - lo / unrounded scale)` | `round(clamp(qmin - lo / scale))` |
+//!
+//! A range whose extent overflows f32 is computed in f64 by all of them here; the references return infinity.
+
+use super::scheme::{CodeType, Convention, Grid};
+use crate::tensor::{Dtype, round_to};
+
+/// A clipping range in real units. It need not include 0; [`ParamRule::choose_params`] widens it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Range {
+    /// The smallest value that is not clipped.
+    pub min: f32,
+    /// The largest value that is not clipped.
+    pub max: f32,
+}
+
+impl Range {
+    /// The range of nothing: what an observer that saw no value reports.
+    pub const EMPTY: Range = Range { min: 0.0, max: 0.0 };
+
+    /// The range widened to include 0.
+    pub fn with_zero(self) -> Range {
+        Range { min: self.min.min(0.0), max: self.max.max(0.0) }
+    }
+}
+
+/// One scale with its zero point: `value = (code - zero_point) * scale`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Params {
+    /// The distance between neighbouring codes in real units; finite and positive.
+    pub scale: f32,
+    /// The code of 0.0, within the grid.
+    pub zero_point: i32,
+}
+
+/// How a range becomes [`Params`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ParamRule {
+    /// Whose arithmetic.
+    pub convention: Convention,
+    /// The codes to spread the range over.
+    pub grid: Grid,
+    /// Whether the zero point is the middle of the grid and the range is widened to be symmetric.
+    pub symmetric: bool,
+    /// The type of the weight, which some conventions compute in.
+    pub dtype: Dtype,
+    /// The smallest scale under [`Convention::Torch`]. Default: 2^-23, as `torch.ao` observers.
+    pub min_scale: f32,
+}
+
+/// Default of `eps` in `torch.ao.quantization` observers: the f32 machine epsilon.
+const TORCH_MIN_SCALE: f32 = f32::EPSILON;
+
+impl ParamRule {
+    /// The rule for weights of type `dtype` and the whole grid that `convention` uses of `codes`.
+    pub fn new(convention: Convention, codes: CodeType, symmetric: bool, dtype: Dtype) -> Self {
+        let grid = convention.grid(codes, symmetric);
+        ParamRule { convention, grid, symmetric, dtype, min_scale: TORCH_MIN_SCALE }
+    }
+
+    /// Scale and zero point for `range`. The scale is finite and positive for every finite range.
+    pub fn choose_params(&self, range: Range) -> Params {
+        let range = range.with_zero();
+        let params = match self.convention {
+            Convention::Torch => self.choose_torch(range),
+            Convention::Ort => self.choose_ort(range),
+            Convention::CompressedTensors => self.choose_compressed_tensors(range),
+        };
+        if params.scale.is_finite() { params } else { self.choose_wide(range) }
+    }
+
+    /// `UniformQuantizationObserverBase._calculate_qparams`, all in f32.
+    fn choose_torch(&self, Range { min: lo, max: hi }: Range) -> Params {
+        let Grid { qmin, qmax } = self.grid;
+        if self.symmetric {
+            let half_steps = (qmax - qmin) as f32 / 2.0;
+            let scale = ((-lo).max(hi) / half_steps).max(self.min_scale);
+            return Params { scale, zero_point: self.middle() };
+        }
+        let scale = ((hi - lo) / (qmax - qmin) as f32).max(self.min_scale);
+        let zero_point = (qmin - (lo / scale).round_ties_even() as i32).clamp(qmin, qmax);
+        Params { scale, zero_point }
+    }
+
+    /// `quant_utils.compute_scale_zp` of ONNX Runtime 1.32.
+    fn choose_ort(&self, Range { min: lo, max: hi }: Range) -> Params {
+        let Grid { qmin, qmax } = self.grid;
+        let (lo, hi) = if self.symmetric { (-(-lo).max(hi), (-lo).max(hi)) } else { (lo, hi) };
+        let scale = (f64::from(hi) - f64::from(lo)) / f64::from(qmax - qmin);
+        let stored = round_to(if self.dtype == Dtype::F16 { Dtype::F16 } else { Dtype::F32 }, scale as f32);
+        let tiny = match self.dtype {
+            Dtype::F16 => stored < F16_SMALLEST_SUBNORMAL,
+            _ => scale < f64::from(f32::MIN_POSITIVE),
+        };
+        if tiny {
+            return Params { scale: 1.0, zero_point: 0i32.clamp(qmin, qmax) };
+        }
+        let zero_point = if self.symmetric {
+            (f64::from(qmin + qmax) / 2.0).round_ties_even()
+        } else {
+            (f64::from(qmin) - f64::from(lo) / scale).round_ties_even()
+        };
+        Params { scale: stored, zero_point: (zero_point as i32).clamp(qmin, qmax) }
+    }
+
+    /// `compressed_tensors.quantization.utils.calculate_qparams`, every step rounded to the weight's type.
+    fn choose_compressed_tensors(&self, Range { min: lo, max: hi }: Range) -> Params {
+        let Grid { qmin, qmax } = self.grid;
+        let rd = |value: f32| round_to(self.dtype, value);
+        let (lo, hi, steps) = (rd(lo), rd(hi), (qmax - qmin) as f32);
+        let (scale, zero_point) = if self.symmetric {
+            (rd((-lo).max(hi) / rd(steps / 2.0)), self.middle())
+        } else {
+            let scale = rd(rd(hi - lo) / rd(steps));
+            let exact = rd(qmin as f32 - rd(lo / scale)).clamp(qmin as f32, qmax as f32);
+            // 0 / 0 is NaN, which the cast to an integer makes 0 here as it does in the reference on x86.
+            (scale, (exact.round_ties_even() as i32).clamp(qmin, qmax))
+        };
+        Params { scale: if scale == 0.0 { epsilon(self.dtype) } else { scale }, zero_point }
+    }
+
+    /// For extents beyond f32: the affine formula in f64.
+    fn choose_wide(&self, Range { min: lo, max: hi }: Range) -> Params {
+        let Grid { qmin, qmax } = self.grid;
+        let (lo, hi) = (f64::from(lo), f64::from(hi));
+        let (lo, hi) = if self.symmetric { (-(-lo).max(hi), (-lo).max(hi)) } else { (lo, hi) };
+        let scale = (hi - lo) / f64::from(qmax - qmin);
+        let zero_point = if self.symmetric { self.middle() } else { (f64::from(qmin) - lo / scale).round_ties_even() as i32 };
+        Params { scale: (scale as f32).min(f32::MAX), zero_point: zero_point.clamp(qmin, qmax) }
+    }
+
+    /// The zero point of symmetric schemes: 0 for signed codes, 128 for uint8.
+    fn middle(&self) -> i32 {
+        match self.grid {
+            Grid { qmin, .. } if qmin < 0 => 0,
+            Grid { qmin, qmax } => (qmin + qmax + 1) / 2,
+        }
+    }
+}
+
+const F16_SMALLEST_SUBNORMAL: f32 = 1.0 / (1 << 24) as f32;
+
+/// Machine epsilon of the types that compressed-tensors computes in.
+fn epsilon(dtype: Dtype) -> f32 {
+    match dtype {
+        Dtype::F16 => 2f32.powi(-10),
+        Dtype::BF16 => 2f32.powi(-7),
+        _ => f32::EPSILON,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_finite_range_has_a_finite_positive_scale_and_a_zero_point_on_the_grid() {
+        let ends = [0.0, 1e-45, 1e-38, 1e-9, 0.7, 3.0, 6.1e4, f32::MAX];
+        for convention in [Convention::Torch, Convention::Ort, Convention::CompressedTensors] {
+            for codes in [CodeType::Int8, CodeType::Uint8, CodeType::Int4, CodeType::Uint4] {
+                for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+                    for (symmetric, low, high) in ends.iter().flat_map(|a| ends.iter().flat_map(move |b| [(true, a, b), (false, a, b)])) {
+                        if dtype == Dtype::F16 && low.max(*high) > 65504.0 {
+                            continue;
+                        }
+                        let rule = ParamRule::new(convention, codes, symmetric, dtype);
+                        for range in [Range { min: -low, max: *high }, Range { min: *low, max: *high }, Range { min: -high, max: -low }] {
+                            let params = rule.choose_params(range);
+                            let what = format!("{convention} {codes} {dtype} symmetric {symmetric} {range:?}: {params:?}");
+                            assert!(params.scale.is_finite() && params.scale > 0.0, "{what}");
+                            assert!((rule.grid.qmin..=rule.grid.qmax).contains(&params.zero_point), "{what}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -5,6 +5,7 @@
 //! E4M3 without infinities and E5M2). F64 is rounded to nearest even; a value that overflows becomes an
 //! infinity, which [`crate::quant::kernel::min_max`] reports.
 
+use crate::simd::dispatched;
 use std::fmt;
 use std::ops::Range;
 
@@ -144,6 +145,11 @@ impl TensorInfo {
 /// checked both.
 pub fn decode_f32(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(Some(bytes.len()), dtype.bytes().map(|b| b as usize * out.len()), "bytes of {dtype}");
+    decode_loop(dtype, bytes, out);
+}
+
+dispatched! {
+fn decode_loop(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> () {
     match dtype {
         Dtype::F32 => decode_each(bytes, out, f32::from_le_bytes),
         Dtype::BF16 => decode_each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
@@ -154,6 +160,7 @@ pub fn decode_f32(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
         Dtype::F8E5M2 => decode_each(bytes, out, |[b]| f16_to_f32(u16::from(b) << 8)),
         other => unreachable!("{other} is not decodable"),
     }
+}
 }
 
 #[inline(always)]

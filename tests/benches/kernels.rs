@@ -1,8 +1,9 @@
 //! Values per second of the loops over values: `cargo bench`, or with `QTOOL_SIMD=scalar` for the baseline path.
 
-use qtool::quant::kernel::{Arithmetic, instruction_set, min_max, quantize};
+use qtool::quant::kernel::{Arithmetic, min_max, quantize};
 use qtool::quant::params::Params;
 use qtool::quant::scheme::Grid;
+use qtool::simd::instruction_set;
 use std::hint::black_box;
 use std::time::Instant;
 

@@ -1,15 +1,12 @@
 //! The loops over values: extent, codes, and back.
 //!
-//! They are plain loops over fixed-width blocks, compiled for several instruction sets ([`dispatch`]) and chosen
+//! They are plain loops over fixed-width blocks, compiled for several instruction sets ([`crate::simd`]) and chosen
 //! at run time. Every path gives the same bits: blocks and lanes are the same, nothing is fused or reassociated.
-
-mod dispatch;
-
-pub use dispatch::{InstructionSet, instruction_set};
 
 use super::metrics::ErrorSums;
 use super::params::{Params, Range};
 use super::scheme::{Convention, Grid};
+use crate::simd as dispatch;
 use crate::tensor::{Dtype, round_to};
 use dispatch::dispatched;
 

@@ -82,12 +82,12 @@ macro_rules! dispatched {
                     body($($argument),*)
                 }
                 #[expect(unsafe_code, reason = "calling a function compiled for an instruction set needs it")]
-                match $crate::quant::kernel::instruction_set() {
+                match $crate::simd::instruction_set() {
                     // SAFETY: `instruction_set` names a set only if the processor reports all its features.
-                    $crate::quant::kernel::InstructionSet::Avx512 => return unsafe { avx512($($argument),*) },
+                    $crate::simd::InstructionSet::Avx512 => return unsafe { avx512($($argument),*) },
                     // SAFETY: as above.
-                    $crate::quant::kernel::InstructionSet::Avx2 => return unsafe { avx2($($argument),*) },
-                    $crate::quant::kernel::InstructionSet::Baseline => {}
+                    $crate::simd::InstructionSet::Avx2 => return unsafe { avx2($($argument),*) },
+                    $crate::simd::InstructionSet::Baseline => {}
                 }
             }
             body($($argument),*)

@@ -1,0 +1,196 @@
+//! A model directory in Hugging Face layout: `model.safetensors`, or shards named by `model.safetensors.index.json`.
+//!
+//! The index is `{"metadata": {"total_size": N}, "weight_map": {"TENSOR": "SHARD FILE"}}`. `total_size` is wrong often
+//! enough in files that people share that it is not checked. Everything else is: shard names are bare file names, every
+//! tensor of a shard is in the index and the other way round, and no file lies outside the directory (the blob store
+//! of the Hugging Face cache counts as inside).
+
+use super::mmap::MappedFile;
+use super::{ReadOptions, parse_object, safetensors, shorten};
+use crate::error::{Error, Result, show_name};
+use crate::model::{Layout, Model};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+/// The file of a model that is not sharded.
+pub(crate) const SINGLE: &str = "model.safetensors";
+/// The index of a sharded model.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// Weights of the same model in other formats: not carried over, or the output would hold the float model again.
+const OTHER_WEIGHTS: &[(&str, &str)] =
+    &[("pytorch_model", ".bin"), ("pytorch_model", ".bin.index.json"), ("tf_model", ".h5"), ("flax_model", ".msgpack")];
+
+/// Longest file name that is tried, in bytes.
+const MAX_FILE_NAME: usize = 255;
+
+pub(super) fn open(dir: &Path, options: &ReadOptions) -> Result<Model> {
+    let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+    let exists = |path: &Path| path.symlink_metadata().is_ok();
+    match (exists(&single), exists(&index)) {
+        (false, false) => Err(no_model(dir)),
+        (true, false) => {
+            let file = MappedFile::open(&contained(dir, SINGLE, options)?)?;
+            let read = safetensors::read_file(file, options)?;
+            Ok(Model::new(dir.to_owned(), Layout::Directory { index: None }, vec![read]).with_companions(companions(dir, &[SINGLE])?))
+        }
+        (with_single, true) => {
+            let weight_map = read_index(&contained(dir, INDEX, options)?, options)?;
+            let shards: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
+            if with_single && !shards.contains(SINGLE) {
+                let message = format!("{}: ambiguous: expected one model, found both {SINGLE} and {INDEX}", crate::error::show_path(dir));
+                return Err(Error::Usage(message).with_hint(format!("name the file: {}", crate::error::show_path(&single))));
+            }
+            open_shards(dir, &index, &weight_map, &shards, options)
+        }
+    }
+}
+
+fn open_shards(
+    dir: &Path,
+    index: &Path,
+    weight_map: &BTreeMap<String, String>,
+    shards: &BTreeSet<&str>,
+    options: &ReadOptions,
+) -> Result<Model> {
+    for shard in shards {
+        check_bare_name(index, shard)?;
+    }
+    let mut files = Vec::with_capacity(shards.len());
+    let mut home: HashMap<String, &str> = HashMap::with_capacity(weight_map.len());
+    for &shard in shards {
+        let path = contained(dir, shard, options)?;
+        let (source, tensors) = safetensors::read_file(MappedFile::open(&path)?, options)?;
+        for tensor in &tensors {
+            if let Some(other) = home.insert(tensor.name.clone(), shard) {
+                return Err(Error::tensor(&path, &tensor.name, format!("name: expected in one shard, found in {} too", show_name(other))));
+            }
+            match weight_map.get(&tensor.name) {
+                None => return Err(Error::tensor(&path, &tensor.name, format!("expected to be listed in {INDEX}, found no entry"))),
+                Some(listed) if listed != shard => {
+                    return Err(Error::tensor(
+                        &path,
+                        &tensor.name,
+                        format!("expected in {} as {INDEX} says, found here", show_name(listed)),
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        files.push((source, tensors));
+    }
+    if let Some((name, shard)) = weight_map.iter().find(|(name, _)| !home.contains_key(name.as_str())) {
+        return Err(Error::tensor(&dir.join(shard), name, format!("expected as {INDEX} says, found no such tensor in the shard")));
+    }
+    let names: Vec<&str> = shards.iter().copied().chain([INDEX]).collect();
+    Ok(Model::new(dir.to_owned(), Layout::Directory { index: Some(INDEX) }, files).with_companions(companions(dir, &names)?))
+}
+
+fn read_index(path: &Path, options: &ReadOptions) -> Result<BTreeMap<String, String>> {
+    let file = MappedFile::open(path)?;
+    let malformed = |message: String| Error::malformed(path, format!("index: {message}"));
+    if file.bytes().len() as u64 > options.max_header_bytes {
+        let found = file.bytes().len() as u64;
+        return Err(Error::Limit { file: path.to_owned(), what: "bytes of the index".into(), limit: options.max_header_bytes, found });
+    }
+    let text = std::str::from_utf8(file.bytes()).map_err(|e| malformed(format!("expected UTF-8, found {e}")))?;
+    let members = parse_object(text).map_err(|e| malformed(format!("expected a JSON object, found {e}")))?;
+    let Some((_, value)) = members.iter().find(|(key, _)| key == "weight_map") else {
+        return Err(malformed("expected the key weight_map, found none".into()));
+    };
+    let entries = parse_object(value.get()).map_err(|e| malformed(format!("weight_map: expected an object of file names, found {e}")))?;
+    if entries.is_empty() {
+        return Err(malformed("weight_map: expected at least one tensor, found none".into()));
+    }
+    let mut weight_map = BTreeMap::new();
+    for (name, shard) in entries {
+        let shard: String = serde_json::from_str(shard.get())
+            .map_err(|e| malformed(shorten(&format!("tensor {}: expected a file name, found {e}", show_name(&name)))))?;
+        weight_map.insert(name.into_owned(), shard);
+    }
+    let shards = weight_map.values().collect::<BTreeSet<_>>().len() as u64;
+    if shards > options.max_shards {
+        return Err(Error::Limit { file: path.to_owned(), what: "shards".into(), limit: options.max_shards, found: shards });
+    }
+    Ok(weight_map)
+}
+
+/// Hugging Face indexes hold bare file names; anything else could lead out of the directory.
+fn check_bare_name(index: &Path, shard: &str) -> Result<()> {
+    let bare = !shard.is_empty() && shard != "." && shard != ".." && !shard.contains(['/', '\\', '\0']) && shard.len() <= MAX_FILE_NAME;
+    match bare {
+        true => Ok(()),
+        false => Err(Error::malformed(index, format!("index: shard: expected a bare file name, found {}", show_name(shard)))),
+    }
+}
+
+/// `dir/name`, if following links does not lead out of `dir`.
+fn contained(dir: &Path, name: &str, options: &ReadOptions) -> Result<PathBuf> {
+    let path = dir.join(name);
+    let real = path.canonicalize().map_err(|e| Error::io(&path, "open", e))?;
+    if options.follow_symlinks || is_inside(dir, &real)? {
+        return Ok(path);
+    }
+    let found = format!("symbolic link: expected a target within the model's directory, found {}", crate::error::show_path(&real));
+    Err(Error::malformed(&path, found).with_hint("pass --follow-symlinks if you trust where it leads"))
+}
+
+fn is_inside(dir: &Path, real: &Path) -> Result<bool> {
+    let root = dir.canonicalize().map_err(|e| Error::io(dir, "open", e))?;
+    // In the Hugging Face cache, `REPOSITORY/snapshots/REVISION/FILE` links to `REPOSITORY/blobs/HASH`.
+    let blobs =
+        root.parent().filter(|parent| parent.ends_with("snapshots")).and_then(Path::parent).map(|repository| repository.join("blobs"));
+    Ok(real.starts_with(&root) || blobs.is_some_and(|blobs| real.starts_with(blobs)))
+}
+
+fn no_model(dir: &Path) -> Error {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| show_name(&entry.file_name().to_string_lossy()).to_string())
+        .collect();
+    names.sort();
+    let more = names.len().saturating_sub(3);
+    names.truncate(3);
+    let found = match (names.is_empty(), more) {
+        (true, _) => "an empty directory".to_owned(),
+        (false, 0) => format!("only {}", names.join(", ")),
+        (false, more) => format!("only {} and {more} more", names.join(", ")),
+    };
+    Error::malformed(dir, format!("model: expected {SINGLE} or {INDEX}, found {found}"))
+}
+
+/// Files beside the weights (configuration, tokenizer, licence), relative to `dir`, sorted. Hidden ones, links that lead
+/// out of the directory and the same weights in other formats are left behind.
+fn companions(dir: &Path, weights: &[&str]) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut pending = vec![PathBuf::new()];
+    while let Some(relative) = pending.pop() {
+        let here = dir.join(&relative);
+        let entries = std::fs::read_dir(&here).map_err(|e| Error::io(&here, "list", e))?;
+        for entry in entries {
+            let name = entry.map_err(|e| Error::io(&here, "list", e))?.file_name();
+            let (path, text) = (relative.join(&name), name.to_string_lossy());
+            let is_top = relative.as_os_str().is_empty();
+            let is_weights =
+                is_top && (weights.contains(&&*text) || OTHER_WEIGHTS.iter().any(|(a, b)| text.starts_with(a) && text.ends_with(b)));
+            if text.starts_with('.') || is_weights {
+                continue;
+            }
+            let full = dir.join(&path);
+            let Ok(real) = full.canonicalize() else { continue };
+            let is_link = full.is_symlink();
+            if is_link && !is_inside(dir, &real)? {
+                continue;
+            }
+            match std::fs::metadata(&full) {
+                Ok(metadata) if metadata.is_file() => found.push(path),
+                Ok(metadata) if metadata.is_dir() && !is_link => pending.push(path),
+                _ => {}
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}

@@ -1,0 +1,164 @@
+//! A model as it was read: files, tensors, and the way from a tensor to its values.
+
+use crate::error::{Error, Result};
+use crate::formats::mmap::MappedFile;
+use crate::tensor::{TensorInfo, decode_f32};
+use std::borrow::Cow;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// What was at the path that was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// One file.
+    File,
+    /// A directory.
+    Directory {
+        /// File name of the index, if the model is sharded.
+        index: Option<&'static str>,
+    },
+}
+
+/// One file of weights.
+pub struct SourceFile {
+    pub(crate) file: MappedFile,
+    /// Where tensor bytes begin, in bytes from the file's start.
+    pub(crate) data_start: usize,
+    /// The header's free text, in its order.
+    pub(crate) metadata: Vec<(String, String)>,
+}
+
+impl SourceFile {
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Its name without directories.
+    pub fn name(&self) -> Cow<'_, str> {
+        self.path().file_name().unwrap_or_default().to_string_lossy()
+    }
+
+    /// The whole content.
+    pub fn bytes(&self) -> &[u8] {
+        self.file.bytes()
+    }
+
+    /// Everything before the tensor bytes: what identifies names, types and shapes.
+    pub fn header(&self) -> &[u8] {
+        &self.bytes()[..self.data_start]
+    }
+
+    /// The header's free text.
+    pub fn metadata(&self) -> &[(String, String)] {
+        &self.metadata
+    }
+}
+
+/// A tensor and the file that holds it.
+pub struct ModelTensor {
+    /// Index into [`Model::files`].
+    pub file: usize,
+    /// Name, type, shape, place.
+    pub info: TensorInfo,
+}
+
+/// A model: its files are mapped, its headers checked.
+pub struct Model {
+    path: PathBuf,
+    layout: Layout,
+    files: Vec<SourceFile>,
+    tensors: Vec<ModelTensor>,
+    companions: Vec<PathBuf>,
+}
+
+impl Model {
+    pub(crate) fn new(path: PathBuf, layout: Layout, files: Vec<(SourceFile, Vec<TensorInfo>)>) -> Self {
+        let mut model = Model { path, layout, files: Vec::new(), tensors: Vec::new(), companions: Vec::new() };
+        for (file, tensors) in files {
+            let index = model.files.len();
+            model.tensors.extend(tensors.into_iter().map(|info| ModelTensor { file: index, info }));
+            model.files.push(file);
+        }
+        model
+    }
+
+    pub(crate) fn with_companions(self, companions: Vec<PathBuf>) -> Self {
+        Model { companions, ..self }
+    }
+
+    /// What was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is a file or a directory.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Its files of weights, in name order.
+    pub fn files(&self) -> &[SourceFile] {
+        &self.files
+    }
+
+    /// Its tensors, by file and then in the order of their bytes.
+    pub fn tensors(&self) -> &[ModelTensor] {
+        &self.tensors
+    }
+
+    /// Other files of its directory that belong to the model, relative to it.
+    pub fn companions(&self) -> &[PathBuf] {
+        &self.companions
+    }
+
+    /// Size of all files of weights, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes().len() as u64).sum()
+    }
+
+    /// The file that holds a tensor.
+    pub fn file_of(&self, tensor: usize) -> &SourceFile {
+        &self.files[self.tensors[tensor].file]
+    }
+
+    /// The stored bytes of a tensor.
+    pub fn tensor_bytes(&self, tensor: usize) -> &[u8] {
+        &self.file_of(tensor).bytes()[self.tensors[tensor].info.bytes.clone()]
+    }
+
+    /// The tensor with this name.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.tensors.iter().position(|tensor| tensor.info.name == name)
+    }
+
+    /// The values `elements` of a [decodable](crate::tensor::Dtype::is_decodable) tensor as f32, in row-major order:
+    /// straight from the map where it holds aligned F32, else converted into `scratch`.
+    pub fn values<'a>(&'a self, tensor: usize, elements: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        let dtype = self.tensors[tensor].info.dtype;
+        let width = dtype.bytes().expect("decodable types have whole bytes") as usize;
+        let bytes = &self.tensor_bytes(tensor)[elements.start * width..elements.end * width];
+        if dtype == crate::tensor::Dtype::F32 && cfg!(target_endian = "little") {
+            if let Ok(values) = bytemuck::try_cast_slice(bytes) {
+                return values;
+            }
+        }
+        scratch.resize(elements.len(), 0.0);
+        decode_f32(dtype, bytes, scratch);
+        scratch
+    }
+
+    /// An error about a tensor of this model.
+    pub(crate) fn tensor_error(&self, tensor: usize, message: impl Into<String>) -> Error {
+        Error::tensor(self.file_of(tensor).path(), &self.tensors[tensor].info.name, message)
+    }
+
+    /// Whether all files are still as they were when opened.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Changed`] for the first that is not.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| file.file.check_unchanged())
+    }
+}

@@ -1,15 +1,21 @@
 //! Quantizes the weights of neural networks: float model files in, int8 (and smaller) files out.
 //!
 //! A run is five verbs: **read** ([`formats`]) → **observe** ([`observers`]) → **choose** and **quantize**
-//! ([`quant`]) → **write**.
+//! ([`plan`], [`quant`]) → **write** ([`outputs`]); [`pipeline`] is the page that shows them in order.
 
 pub mod error;
 pub mod formats;
 pub mod method;
 pub mod model;
 pub mod observers;
+pub mod outputs;
+pub mod pipeline;
+pub mod plan;
 pub mod quant;
+pub mod recipe;
+pub mod report;
 pub mod simd;
+pub mod stream;
 pub mod tensor;
 
 pub use error::{Error, Result};

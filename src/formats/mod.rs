@@ -13,6 +13,7 @@ use crate::model::Model;
 use mmap::MappedFile;
 use std::path::Path;
 
+pub(crate) use directory::INDEX as DIRECTORY_INDEX;
 pub(crate) use json::{parse_object, shorten};
 
 /// Bounds on what a file may ask of the reader, and how far it may lead it.
@@ -78,6 +79,11 @@ pub fn open(path: &Path, options: &ReadOptions) -> Result<Model> {
         .with_hint(format!("rename the file to end in .{}", format.extension)));
     }
     (format.open)(file, options)
+}
+
+/// One safetensors file with default bounds, for files of our own.
+pub(crate) fn read_safetensors(file: MappedFile) -> Result<(crate::model::SourceFile, Vec<crate::tensor::TensorInfo>)> {
+    safetensors::read_file(file, &ReadOptions::default())
 }
 
 /// What other kinds of files begin with.

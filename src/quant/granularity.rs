@@ -66,6 +66,22 @@ impl GroupLayout {
         }
     }
 
+    /// Elements of a row: the shortest run that holds whole groups. The whole tensor if channels interleave.
+    pub fn row_len(&self) -> usize {
+        match *self {
+            GroupLayout::Contiguous { row, .. } => row,
+            GroupLayout::Strided { outer, channels, inner } => outer * channels * inner,
+        }
+    }
+
+    /// Number of groups in the rows before `element`, which must begin a row or be the tensor's end.
+    pub fn groups_before(&self, element: usize) -> usize {
+        match *self {
+            GroupLayout::Contiguous { row, size, .. } => element / row * row.div_ceil(size),
+            GroupLayout::Strided { .. } => 0,
+        }
+    }
+
     /// Cuts `elements` into runs of one group each and calls `each(group, run)` in order.
     pub fn for_each_run(&self, elements: Range<usize>, mut each: impl FnMut(usize, Range<usize>)) {
         let mut start = elements.start;

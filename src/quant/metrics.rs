@@ -47,17 +47,17 @@ impl ErrorSums {
     pub fn metrics(&self) -> Metrics {
         let mse = if self.count == 0 { 0.0 } else { self.error / self.count as f64 };
         let sqnr = 10.0 * (self.value / self.error).log10();
-        Metrics { sqnr_db: sqnr.is_finite().then_some(sqnr), mse, max_abs: self.max_error }
+        Metrics { max_abs: self.max_error, mse, sqnr_db: sqnr.is_finite().then_some(sqnr) }
     }
 }
 
 /// The figures that sidecars and tables show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
-    /// Signal to quantization noise in dB; `None` where nothing was lost or there is no signal.
-    pub sqnr_db: Option<f64>,
-    /// Mean squared error, in squared real units.
-    pub mse: f64,
     /// Largest absolute error, in real units.
     pub max_abs: f64,
+    /// Mean squared error, in squared real units.
+    pub mse: f64,
+    /// Signal to quantization noise in dB; `None` where nothing was lost or there is no signal.
+    pub sqnr_db: Option<f64>,
 }

@@ -146,7 +146,7 @@ impl ParamRule {
     }
 
     /// The zero point of symmetric schemes: 0 for signed codes, 128 for uint8.
-    fn middle(&self) -> i32 {
+    pub fn middle(&self) -> i32 {
         match self.grid {
             Grid { qmin, .. } if qmin < 0 => 0,
             Grid { qmin, qmax } => (qmin + qmax + 1) / 2,

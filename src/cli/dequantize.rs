@@ -1,0 +1,13 @@
+//! `qtool dequantize`.
+
+use super::Done;
+
+/// dequantize
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    file: std::path::PathBuf,
+}
+
+pub(super) fn run(_arguments: &Arguments) -> Done {
+    Ok(())
+}

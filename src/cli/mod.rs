@@ -1,0 +1,73 @@
+//! The command line: the only place that knows clap, indicatif and anyhow, prints, and decides exit codes.
+
+mod compare;
+mod completions;
+mod dequantize;
+mod inspect;
+mod man;
+mod options;
+mod print;
+mod progress;
+mod quantize;
+mod signals;
+mod verify;
+
+use clap::{Parser, Subcommand};
+use print::Failed;
+use std::process::ExitCode;
+
+/// Turns float model weights into int8 (and smaller) files that runtimes load.
+#[derive(Parser)]
+#[command(name = "qtool", version, long_version = long_version(), propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Quantize(quantize::Arguments),
+    Dequantize(dequantize::Arguments),
+    Inspect(inspect::Arguments),
+    Compare(compare::Arguments),
+    Verify(verify::Arguments),
+    Completions(completions::Arguments),
+    Man(man::Arguments),
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 bad or unsupported input; 2 wrong usage or recipe; 3 a check failed; \
+4 I/O error; 5 an input changed during the run; 6 a limit was exceeded; 128+N died by signal N.";
+
+/// What clap calls wrong usage.
+const USAGE: u8 = 2;
+
+fn long_version() -> &'static str {
+    let text = format!("{} ({})", env!("CARGO_PKG_VERSION"), qtool::simd::instruction_set().name());
+    // Lives as long as the program, once.
+    Box::leak(text.into_boxed_str())
+}
+
+pub(crate) fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return print::clap_error(&error),
+    };
+    signals::install();
+    let done = match arguments.command {
+        Command::Quantize(arguments) => quantize::run(&arguments),
+        Command::Dequantize(arguments) => dequantize::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Compare(arguments) => compare::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
+        Command::Man(arguments) => man::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => print::failure(&error),
+    }
+}
+
+/// The result of a command.
+type Done = Result<(), Failed>;

@@ -1,0 +1,52 @@
+//! Options that several commands share, and how their values are read.
+
+use clap::Args;
+use qtool::formats::ReadOptions;
+use std::num::NonZeroUsize;
+
+/// How a model is read.
+#[derive(Args)]
+pub(super) struct Read {
+    /// Let symbolic links lead out of a model's directory
+    #[arg(long)]
+    follow_symlinks: bool,
+}
+
+impl Read {
+    pub(super) fn options(&self) -> ReadOptions {
+        ReadOptions { follow_symlinks: self.follow_symlinks, ..ReadOptions::default() }
+    }
+}
+
+/// How much a command prints.
+#[derive(Args)]
+pub(super) struct Output {
+    /// Print one JSON document on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but errors
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// All cores, unless told otherwise.
+pub(super) fn threads(asked: Option<NonZeroUsize>) -> usize {
+    asked.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
+}
+
+/// A size such as `64MiB`, `1GiB`, `500MB` or a number of bytes.
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+    const UNITS: &[(&str, u64)] = &[
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("kB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("B", 1),
+    ];
+    let (number, unit) = UNITS.iter().find_map(|(name, unit)| text.strip_suffix(name).map(|number| (number, *unit))).unwrap_or((text, 1));
+    let wrong = || format!("expected a size such as 512MiB, found {text:?}");
+    number.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
+}

@@ -1,0 +1,57 @@
+//! Standard output and standard error: results on one, the rest on the other, and what happens when they are closed.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+/// Why a command did not succeed.
+pub(super) type Failed = anyhow::Error;
+
+/// Writes `text` to standard output. A reader who has seen enough (`| head`) is no error.
+pub(super) fn result(text: &str) -> Result<(), Failed> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(source) => Err(qtool::Error::Io { path: "standard output".into(), action: "write", source }.into()),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Writes a JSON document and a newline to standard output.
+pub(super) fn json(value: &impl serde::Serialize) -> Result<(), Failed> {
+    result(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+/// Prints what went wrong and what can be done about it, and names the exit code.
+pub(super) fn failure(error: &Failed) -> ExitCode {
+    let known = error.downcast_ref::<qtool::Error>();
+    let mut lines = format!("qtool: error: {}\n", one_line(&format!("{error:#}")));
+    if let Some(hint) = known.and_then(qtool::Error::hint) {
+        lines += &format!("hint: {}\n", one_line(hint));
+    }
+    // With standard error closed there is nobody left to tell.
+    let _ = io::stderr().write_all(lines.as_bytes());
+    ExitCode::from(known.map_or(1, qtool::Error::exit_code))
+}
+
+/// Help and version go to standard output, mistakes to standard error.
+pub(super) fn clap_error(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        let _ = error.print();
+        return ExitCode::from(super::USAGE);
+    }
+    let text = if color() { error.render().ansi().to_string() } else { error.render().to_string() };
+    match result(&text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure(&error),
+    }
+}
+
+/// Whether standard output may be coloured.
+fn color() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Escapes what would start another line or drive a terminal.
+fn one_line(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+}

@@ -1,0 +1,200 @@
+//! `qtool quantize`.
+
+use super::options::{self, parse_size};
+use super::progress::Bar;
+use super::{Done, print};
+use clap::{Args, ValueEnum};
+use qtool::method::Method;
+use qtool::outputs::staging::Durability;
+use qtool::outputs::{OUTPUTS, Output};
+use qtool::pipeline::{HashSource, Prepared, Request};
+use qtool::quant::scheme::{CodeType, Convention, Granularity};
+use qtool::recipe::{Pattern, Recipe};
+use qtool::report::terminal;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+/// Quantize the weights of a model
+///
+/// Writes `model.int8.safetensors` and `model.int8.json` beside `model.safetensors`; for a directory DIR, `DIR-int8`.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// A .safetensors file, or a directory in Hugging Face layout
+    model: PathBuf,
+    /// Main output: a file for a file, a directory for a directory
+    #[arg(long, short)]
+    output: Option<PathBuf>,
+    /// JSON sidecar [default: the output's name with .json]
+    #[arg(long)]
+    sidecar: Option<PathBuf>,
+    /// Form of the output
+    #[arg(long, default_value = OUTPUTS[0].name(), value_parser = output_names())]
+    format: String,
+    /// Rules in TOML or JSON, or the sidecar of an earlier run
+    #[arg(long)]
+    recipe: Option<PathBuf>,
+    /// Type of codes: int8, uint8, int4 or uint4 [default: int8]
+    #[arg(long, value_parser = value::<CodeType>)]
+    weights: Option<CodeType>,
+    /// Zero point in the middle of the codes [default]
+    #[arg(long, overrides_with = "asymmetric")]
+    symmetric: bool,
+    /// Zero point where the range needs it
+    #[arg(long)]
+    asymmetric: bool,
+    /// Which values share a scale: per-tensor, per-channel or per-group:SIZE [default: per-channel]
+    #[arg(long, value_parser = value::<Granularity>)]
+    granularity: Option<Granularity>,
+    /// Channel axis; negative counts from the last [default: 0]
+    #[arg(long, allow_negative_numbers = true)]
+    axis: Option<i64>,
+    #[arg(long, value_parser = value::<Method>, help = observer_help())]
+    observer: Option<Method>,
+    /// Whose arithmetic: torch, ort or compressed-tensors [default: torch]
+    #[arg(long, value_parser = value::<Convention>)]
+    convention: Option<Convention>,
+    /// Quantize only tensors that match: a glob, or re:REGEX; repeatable
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    include: Vec<Pattern>,
+    /// Keep tensors that match; repeatable
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    exclude: Vec<Pattern>,
+    /// Keep smaller tensors [default: 1024]
+    #[arg(long, value_name = "N")]
+    min_elements: Option<u64>,
+    /// Keep weights with NaN or infinities instead of stopping
+    #[arg(long)]
+    allow_non_finite: bool,
+    /// Print what would be done, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Budget for buffers, not counting pages of files that the kernel can drop
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = parse_size)]
+    max_memory: u64,
+    /// Seed of methods that draw random numbers
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Replace existing outputs
+    #[arg(long)]
+    force: bool,
+    /// Allow the output to be the input
+    #[arg(long)]
+    in_place: bool,
+    /// Whether files are on the disk when success is reported
+    #[arg(long, value_enum, default_value = "fsync")]
+    durability: DurabilityValue,
+    /// Whether the content of the model is hashed: auto leaves it out for large models that are only rounded
+    #[arg(long, value_enum, default_value = "auto")]
+    hash_source: HashSourceValue,
+    #[command(flatten)]
+    read: options::Read,
+    #[command(flatten)]
+    print: options::Output,
+    /// List every tensor in the summary
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DurabilityValue {
+    Fsync,
+    None,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum HashSourceValue {
+    Auto,
+    Always,
+    Header,
+}
+
+/// Reads a value by its own rules, so that the message is the library's.
+fn value<T: std::str::FromStr<Err = qtool::Error>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|e: qtool::Error| e.to_string())
+}
+
+fn pattern(text: &str) -> Result<Pattern, String> {
+    Pattern::new(text).map_err(|e| e.to_string())
+}
+
+fn output_names() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(
+        OUTPUTS.iter().map(|output| clap::builder::PossibleValue::new(output.name()).help(output.summary())),
+    )
+}
+
+fn observer_help() -> String {
+    let entries = qtool::observers::OBSERVERS.iter().map(|entry| match entry.parameter {
+        Some(parameter) => format!("{}[:{}]", entry.name, parameter.name),
+        None => entry.name.to_owned(),
+    });
+    format!("How the range is chosen: {} [default: min-max]", entries.collect::<Vec<_>>().join(", "))
+}
+
+impl Arguments {
+    fn request(&self) -> qtool::Result<Request> {
+        let mut recipe = self.recipe.as_deref().map(Recipe::read).transpose()?.unwrap_or_default();
+        let settings = &mut recipe.settings;
+        settings.weights = self.weights.unwrap_or(settings.weights);
+        settings.granularity = self.granularity.unwrap_or(settings.granularity);
+        settings.axis = self.axis.unwrap_or(settings.axis);
+        settings.convention = self.convention.unwrap_or(settings.convention);
+        settings.symmetric = (settings.symmetric || self.symmetric) && !self.asymmetric;
+        if let Some(observer) = &self.observer {
+            settings.observer = observer.clone();
+        }
+        recipe.min_elements = self.min_elements.unwrap_or(recipe.min_elements);
+        recipe.allow_non_finite |= self.allow_non_finite;
+        recipe.include.extend(self.include.iter().cloned());
+        recipe.exclude.extend(self.exclude.iter().cloned());
+        let form: &'static dyn Output = *OUTPUTS.iter().find(|output| output.name() == self.format).expect("clap has checked the name");
+        Ok(Request {
+            model: self.model.clone(),
+            output: self.output.clone(),
+            sidecar: self.sidecar.clone(),
+            recipe,
+            form,
+            read: self.read.options(),
+            threads: options::threads(self.threads),
+            max_memory: self.max_memory,
+            force: self.force,
+            in_place: self.in_place,
+            durability: match self.durability {
+                DurabilityValue::Fsync => Durability::Fsync,
+                DurabilityValue::None => Durability::None,
+            },
+            hash_source: match self.hash_source {
+                HashSourceValue::Auto => HashSource::Auto,
+                HashSourceValue::Always => HashSource::Always,
+                HashSourceValue::Header => HashSource::Header,
+            },
+            seed: self.seed,
+        })
+    }
+}
+
+pub(super) fn run(arguments: &Arguments) -> Done {
+    let started = std::time::Instant::now();
+    let prepared = Prepared::new(arguments.request()?)?;
+    let print = &arguments.print;
+    if arguments.dry_run {
+        let report = prepared.report();
+        return match (print.json, print.quiet) {
+            (true, _) => print::json(&report),
+            (false, true) => Ok(()),
+            (false, false) => print::result(&terminal::plan(&report, prepared.buffer_bytes())),
+        };
+    }
+    let bar = Bar::new(prepared.model_bytes(), print.quiet);
+    let report = prepared.run(&bar);
+    bar.finish();
+    let report = report?;
+    match (print.json, print.quiet) {
+        (true, _) => print::json(&report),
+        (false, true) => Ok(()),
+        (false, false) => print::result(&terminal::summary(&report, started.elapsed(), arguments.verbose)),
+    }
+}

@@ -1,0 +1,239 @@
+//! The JSON sidecar: what every tensor became, with parameters and errors, and the hashes of every file.
+//!
+//! `docs/sidecar.schema.json` describes it. Keys are sorted; numbers are the shortest text that reads back to the same
+//! f32 or f64; the same run writes the same bytes on any machine.
+
+use crate::error::{Error, Result, show_path};
+use crate::method::Method;
+use crate::quant::metrics::Metrics;
+use crate::quant::scheme::{CodeType, Convention};
+use crate::recipe::Recipe;
+use serde::{Deserialize, Serialize};
+use serde_json::ser::{CompactFormatter, Formatter};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+/// Value of the key `format`.
+pub const FORMAT: &str = "qtool-sidecar";
+
+/// Version of the document's layout. A reader refuses others.
+pub const VERSION: u32 = 1;
+
+/// The whole sidecar.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Document {
+    /// Parameters of activations, by value name.
+    pub activations: BTreeMap<String, serde_json::Value>,
+    /// [`FORMAT`].
+    pub format: String,
+    /// Why each tensor that was not quantized was not.
+    pub kept: BTreeMap<String, String>,
+    /// What was written.
+    pub output: OutputRecord,
+    /// Version of the program that wrote it.
+    pub qtool_version: String,
+    /// The recipe in force.
+    pub recipe: Recipe,
+    /// Seed of methods that draw random numbers.
+    pub seed: u64,
+    /// What was read.
+    pub source: SourceRecord,
+    /// What each quantized tensor became.
+    pub tensors: BTreeMap<String, TensorRecord>,
+    /// [`VERSION`].
+    pub version: u32,
+}
+
+/// The files that were written.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputRecord {
+    /// Every file but the sidecar itself; names are relative to it.
+    pub files: Vec<FileRecord>,
+    /// Name of the [`Output`](super::Output).
+    pub form: String,
+}
+
+/// The files that were read.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceRecord {
+    /// Files of weights.
+    pub files: Vec<FileRecord>,
+}
+
+/// One file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileRecord {
+    /// BLAKE3 of the content, in hexadecimal; absent where only the header was hashed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<String>,
+    /// Size.
+    pub bytes: u64,
+    /// BLAKE3 of the header alone: names, types, shapes and places.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header_blake3: Option<String>,
+    /// Name, relative to the sidecar for outputs, without directories for sources.
+    pub name: String,
+}
+
+/// One quantized tensor.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorRecord {
+    /// The channel axis, or the grouped one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub axis: Option<usize>,
+    /// Whose arithmetic.
+    pub convention: Convention,
+    /// The type of codes.
+    pub dtype: CodeType,
+    /// What was lost.
+    pub error: Metrics,
+    /// `per_tensor`, `per_channel` or `per_group`.
+    pub granularity: String,
+    /// Elements of a group along the last axis.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<usize>,
+    /// How the range was chosen.
+    pub observer: Method,
+    /// Largest code in use.
+    pub qmax: i32,
+    /// Smallest code in use.
+    pub qmin: i32,
+    /// How values were rounded to codes.
+    pub rounding: String,
+    /// Scales, one a group in order, or the tensor that holds them.
+    pub scale: Values<f32>,
+    /// `symmetric` or `asymmetric`.
+    pub scheme: String,
+    /// Dimensions of the tensor, outermost first.
+    pub shape: Vec<usize>,
+    /// The type it had.
+    pub source_dtype: String,
+    /// Zero points, one a group in order, or the tensor that holds them; a single 0 stands for all.
+    pub zero_point: Values<i32>,
+}
+
+/// Numbers in the document, or the name of the tensor that holds them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Values<T> {
+    /// In the document.
+    Inline(Vec<T>),
+    /// In a tensor of the output.
+    Tensor {
+        /// Its name.
+        tensor: String,
+    },
+}
+
+impl Document {
+    /// The document as text: one line for each tensor's scales, indented otherwise, ending in a newline.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        let mut serializer = serde_json::Serializer::with_formatter(&mut text, IndentedObjects { depth: 0 });
+        self.serialize(&mut serializer).expect("maps with text keys can be written to memory");
+        text.push(b'\n');
+        text
+    }
+
+    /// Reads the sidecar at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if it cannot be read, [`Error::Malformed`] if it is not a sidecar of [`VERSION`].
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read(path).map_err(|e| Error::io(path, "open", e))?;
+        Self::parse(path, &text)
+    }
+
+    /// Reads a sidecar from memory; `path` is for messages.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Malformed`] if it is not a sidecar of [`VERSION`].
+    pub fn parse(path: &Path, text: &[u8]) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: String,
+            version: u32,
+        }
+        let malformed = |message: String| Error::malformed(path, format!("sidecar: {}", crate::formats::shorten(&message)));
+        let head: Head = serde_json::from_slice(text).map_err(|e| malformed(format!("expected a qtool sidecar, found {e}")))?;
+        if head.format != FORMAT || head.version != VERSION {
+            return Err(malformed(format!("expected format {FORMAT} version {VERSION}, found {} version {}", head.format, head.version)));
+        }
+        serde_json::from_slice(text).map_err(|e| malformed(format!("expected the fields of docs/sidecar.schema.json, found {e}")))
+    }
+}
+
+/// The sidecar that belongs to the output file `path`: the same name with the extension `json`.
+pub fn sidecar_path(path: &Path) -> std::path::PathBuf {
+    path.with_extension("json")
+}
+
+/// The sidecar's name in an output directory.
+pub const DIRECTORY_SIDECAR: &str = "qtool.json";
+
+/// The sidecar of an output given as itself, as a file of weights, or as a directory.
+///
+/// # Errors
+///
+/// [`Error::Io`] if there is none.
+pub fn find(output: &Path) -> Result<std::path::PathBuf> {
+    let candidate = if output.is_dir() {
+        output.join(DIRECTORY_SIDECAR)
+    } else if output.extension().is_some_and(|extension| extension == "json") {
+        output.to_owned()
+    } else {
+        sidecar_path(output)
+    };
+    match candidate.symlink_metadata() {
+        Ok(_) => Ok(candidate),
+        Err(e) => {
+            Err(Error::io(&candidate, "open", e).with_hint(format!("{} is known as a qtool output by its sidecar", show_path(output))))
+        }
+    }
+}
+
+/// Objects over several lines, arrays of numbers in one.
+struct IndentedObjects {
+    depth: usize,
+}
+
+impl IndentedObjects {
+    fn new_line(&self, writer: &mut (impl io::Write + ?Sized)) -> io::Result<()> {
+        writer.write_all(b"\n")?;
+        (0..self.depth).try_for_each(|_| writer.write_all(b"  "))
+    }
+}
+
+impl Formatter for IndentedObjects {
+    fn begin_object<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.depth += 1;
+        CompactFormatter.begin_object(writer)
+    }
+
+    fn end_object<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.depth -= 1;
+        self.new_line(writer)?;
+        CompactFormatter.end_object(writer)
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        CompactFormatter.begin_object_key(writer, first)?;
+        self.new_line(writer)
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b": ")
+    }
+
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+}

@@ -1,0 +1,149 @@
+//! Writes the small files of an output, and the records of all its files and tensors that make up the sidecar.
+
+use super::document::{self, Document, FileRecord, OutputRecord, SourceRecord, TensorRecord, Values};
+use super::sidecar::{SCALE, ZERO_POINT};
+use super::{FileLayout, Output};
+use crate::error::{Error, Result};
+use crate::formats::{self, mmap::MappedFile};
+use crate::model::{Model, SourceFile};
+use crate::plan::{Decision, Plan, TensorScheme};
+use crate::quant::scheme::Granularity;
+use crate::recipe::Recipe;
+use crate::stream::quantize::Outcome;
+use crate::tensor::TensorInfo;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// The record of a source file: its header's hash, and its content's if `content`.
+pub(crate) fn source(file: &SourceFile, content: bool) -> FileRecord {
+    let hex = |bytes: &[u8]| Some(blake3::hash(bytes).to_hex().to_string());
+    FileRecord {
+        blake3: if content { hex(file.bytes()) } else { None },
+        bytes: file.bytes().len() as u64,
+        header_blake3: hex(file.header()),
+        name: file.name().into_owned(),
+    }
+}
+
+/// Writes `content` to a new file `name` in `dir`.
+pub(crate) fn write_document(dir: &Path, name: &str, content: &[u8]) -> Result<FileRecord> {
+    let path = dir.join(name);
+    std::fs::write(&path, content).map_err(|e| Error::io(&path, "write", e))?;
+    Ok(FileRecord {
+        blake3: Some(blake3::hash(content).to_hex().to_string()),
+        bytes: content.len() as u64,
+        header_blake3: None,
+        name: name.to_owned(),
+    })
+}
+
+/// Copies a file that goes with a model, such as its tokenizer.
+pub(crate) fn copy_companion(from: &Path, to: &Path, relative: &Path) -> Result<FileRecord> {
+    let (source, copy) = (from.join(relative), to.join(relative));
+    if let Some(dir) = copy.parent() {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", e))?;
+    }
+    std::fs::copy(&source, &copy).map_err(|e| Error::io(&copy, "copy", e))?;
+    let mut hasher = blake3::Hasher::new();
+    let bytes = File::open(&copy).and_then(|mut file| std::io::copy(&mut file, &mut hasher)).map_err(|e| Error::io(&copy, "read", e))?;
+    let name = relative.to_string_lossy().into_owned();
+    Ok(FileRecord { blake3: Some(hasher.finalize().to_hex().to_string()), bytes, header_blake3: None, name })
+}
+
+/// Writes all of `content` to an empty file.
+pub(crate) fn write_all(file: &File, path: &Path, content: &[u8]) -> Result<()> {
+    file.write_all_at(content, 0).map_err(|e| Error::io(path, "write", e))
+}
+
+/// Reads the header of a file that was just written, through our own reader and the reference one.
+pub(crate) fn check_written(file: &File, path: &Path, layout: &FileLayout) -> Result<()> {
+    let open = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let reread = || -> Result<bool> {
+        let (source, tensors) = formats::read_safetensors(MappedFile::open(&open)?)?;
+        let reference = safetensors::SafeTensors::read_metadata(source.bytes());
+        Ok(source.header() == layout.header && tensors.len() == layout.contents.len() && reference.is_ok())
+    };
+    match reread() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::malformed(path, "output: expected to read back what was written, found something else")),
+        Err(e) => Err(Error::malformed(path, format!("output: expected to read back what was written, found {e}"))),
+    }
+}
+
+/// What a run was told that its sidecar records.
+pub(crate) struct Run<'r> {
+    pub form: &'r dyn Output,
+    pub recipe: &'r Recipe,
+    pub seed: u64,
+    pub sources: Vec<FileRecord>,
+    pub outputs: Vec<FileRecord>,
+}
+
+/// The sidecar of a run.
+pub(crate) fn document(model: &Model, plan: &Plan, outcomes: &BTreeMap<usize, Outcome>, run: Run<'_>) -> Document {
+    let (mut tensors, mut kept) = (BTreeMap::new(), BTreeMap::new());
+    for (tensor, decision) in plan.decisions.iter().enumerate() {
+        let info = &model.tensors()[tensor].info;
+        match decision {
+            Decision::Keep { reason, .. } => {
+                kept.insert(info.name.clone(), reason.clone());
+            }
+            Decision::Quantize(scheme) => {
+                tensors.insert(info.name.clone(), tensor_record(info, scheme, &outcomes[&tensor]));
+            }
+        }
+    }
+    Document {
+        activations: BTreeMap::new(),
+        format: document::FORMAT.to_owned(),
+        kept,
+        output: OutputRecord { files: run.outputs, form: run.form.name().to_owned() },
+        qtool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        recipe: run.recipe.clone(),
+        seed: run.seed,
+        source: SourceRecord { files: run.sources },
+        tensors,
+        version: document::VERSION,
+    }
+}
+
+fn tensor_record(info: &TensorInfo, scheme: &TensorScheme, outcome: &Outcome) -> TensorRecord {
+    let (granularity, axis, group_size) = match scheme.granularity {
+        Granularity::PerTensor => ("per_tensor", None, None),
+        Granularity::PerChannel => ("per_channel", Some(scheme.axis), None),
+        Granularity::PerGroup(size) => ("per_group", Some(info.shape.len() - 1), Some(size)),
+    };
+    let (scale, zero_point) = match group_size {
+        None => (
+            Values::Inline(outcome.params.iter().map(|p| p.scale).collect()),
+            Values::Inline(outcome.params.iter().map(|p| p.zero_point).collect()),
+        ),
+        Some(_) => (
+            Values::Tensor { tensor: format!("{}{SCALE}", info.name) },
+            match scheme.rule.symmetric {
+                true => Values::Inline(vec![scheme.rule.middle()]),
+                false => Values::Tensor { tensor: format!("{}{ZERO_POINT}", info.name) },
+            },
+        ),
+    };
+    TensorRecord {
+        axis,
+        convention: scheme.rule.convention,
+        dtype: scheme.codes,
+        error: outcome.sums.metrics(),
+        granularity: granularity.to_owned(),
+        group_size,
+        observer: scheme.observer.method(),
+        qmax: scheme.rule.grid.qmax,
+        qmin: scheme.rule.grid.qmin,
+        rounding: "nearest".to_owned(),
+        scale,
+        scheme: if scheme.rule.symmetric { "symmetric" } else { "asymmetric" }.to_owned(),
+        shape: info.shape.clone(),
+        source_dtype: info.dtype.name().to_owned(),
+        zero_point,
+    }
+}

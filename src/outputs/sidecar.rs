@@ -1,0 +1,117 @@
+//! The plain form: codes under the tensors' own names in safetensors, parameters in a JSON sidecar.
+//!
+//! Codes of eight bits are stored as I8 or U8 in the tensor's shape, codes of four bits as U8, two to a byte. Scales of
+//! tensors and channels are in the JSON; those of groups are too many and become tensors `NAME.scale` and, unless the
+//! scheme is symmetric, `NAME.zero_point`. Everything else is copied bit for bit.
+
+use super::container::{self, Entry};
+use super::{Content, FileLayout, Output, OutputLayout};
+use crate::error::{Error, Result, show_name};
+use crate::formats::DIRECTORY_INDEX;
+use crate::model::{Layout, Model};
+use crate::plan::{Decision, Plan, TensorScheme};
+use crate::quant::packing::packed_shape;
+use crate::quant::scheme::Granularity;
+use crate::tensor::Dtype;
+use serde_json::{Map, Value, json};
+use std::collections::HashSet;
+
+pub(crate) struct Sidecar;
+
+/// What is appended to a tensor's name for the tensors that go with it.
+pub(crate) const SCALE: &str = ".scale";
+pub(crate) const ZERO_POINT: &str = ".zero_point";
+
+/// Names by which other tools find the scale of a tensor; a model that has them already is quantized, or would be
+/// mistaken for it.
+const TAKEN_SUFFIXES: &[&str] = &[SCALE, ZERO_POINT, "_scale", "_zero_point"];
+
+/// Free text that says who can load the tensors; PyTorch's and transformers' loaders ask for it.
+const FORMAT_KEY: &str = "format";
+const FORMAT_VALUE: &str = "pt";
+
+impl Output for Sidecar {
+    fn name(&self) -> &'static str {
+        "sidecar"
+    }
+
+    fn summary(&self) -> &'static str {
+        "codes in safetensors, scales and zero points in a JSON file beside it"
+    }
+
+    #[expect(private_interfaces, reason = "forms are written in this crate only")]
+    fn lay_out(&self, model: &Model, plan: &Plan) -> Result<OutputLayout> {
+        check_names(model, plan)?;
+        let mut files = Vec::with_capacity(model.files().len());
+        let (mut weight_map, mut total_size) = (Map::new(), 0);
+        for (index, source) in model.files().iter().enumerate() {
+            let (mut entries, mut contents) = (Vec::new(), Vec::new());
+            for (tensor, info) in model.tensors().iter().enumerate().filter(|(_, t)| t.file == index).map(|(i, t)| (i, &t.info)) {
+                match plan.scheme(tensor) {
+                    None => {
+                        entries.push(Entry { name: info.name.clone(), dtype: info.dtype, shape: info.shape.clone() });
+                        contents.push(Content::Source(tensor));
+                    }
+                    Some(scheme) => add_quantized(&info.name, &info.shape, tensor, scheme, &mut entries, &mut contents),
+                }
+            }
+            let mut metadata = source.metadata().to_vec();
+            if !metadata.iter().any(|(key, _)| key == FORMAT_KEY) {
+                metadata.push((FORMAT_KEY.into(), FORMAT_VALUE.into()));
+            }
+            for entry in &entries {
+                weight_map.insert(entry.name.clone(), json!(source.name()));
+                total_size += entry.len();
+            }
+            let container = container::lay_out(&entries, &metadata);
+            let mut contents: Vec<_> = contents.into_iter().zip(container.places).collect();
+            contents.sort_by_key(|(_, place)| (place.start, place.end));
+            files.push(FileLayout { name: source.name().into_owned(), header: container.header, contents, len: container.len });
+        }
+        let mut documents = Vec::new();
+        if let Layout::Directory { index: Some(name) } = model.layout() {
+            debug_assert_eq!(name, DIRECTORY_INDEX);
+            let index: Value = json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
+            let text = serde_json::to_string_pretty(&index).expect("a JSON value can be written") + "\n";
+            documents.push((name.to_owned(), text.into_bytes()));
+        }
+        Ok(OutputLayout { files, documents })
+    }
+}
+
+fn add_quantized(name: &str, shape: &[usize], tensor: usize, scheme: &TensorScheme, entries: &mut Vec<Entry>, contents: &mut Vec<Content>) {
+    let dtype = if scheme.codes.is_signed() && scheme.codes.bits() == 8 { Dtype::I8 } else { Dtype::U8 };
+    entries.push(Entry { name: name.to_owned(), dtype, shape: packed_shape(scheme.codes, shape) });
+    contents.push(Content::Codes(tensor));
+    if let Granularity::PerGroup(_) = scheme.granularity {
+        let last = shape.last().copied().unwrap_or(1);
+        let mut groups = shape.to_vec();
+        if let Some(dim) = groups.last_mut() {
+            *dim = last.div_ceil(scheme.layout.group_len());
+        }
+        entries.push(Entry { name: format!("{name}{SCALE}"), dtype: Dtype::F32, shape: groups.clone() });
+        contents.push(Content::Scales(tensor));
+        if !scheme.rule.symmetric {
+            let dtype = if scheme.codes.is_signed() { Dtype::I8 } else { Dtype::U8 };
+            entries.push(Entry { name: format!("{name}{ZERO_POINT}"), dtype, shape: groups });
+            contents.push(Content::ZeroPoints(tensor));
+        }
+    }
+}
+
+/// Refuses a model in which a weight has companions of the names that are given to scales and zero points.
+fn check_names(model: &Model, plan: &Plan) -> Result<()> {
+    let names: HashSet<&str> = model.tensors().iter().map(|tensor| tensor.info.name.as_str()).collect();
+    for (tensor, decision) in plan.decisions.iter().enumerate() {
+        if matches!(decision, Decision::Keep { is_weight: false, .. }) {
+            continue;
+        }
+        let name = &model.tensors()[tensor].info.name;
+        if let Some(taken) = TAKEN_SUFFIXES.iter().map(|suffix| format!("{name}{suffix}")).find(|taken| names.contains(taken.as_str())) {
+            let message = format!("names: expected {} to be free for its parameters, found it in the model already", show_name(&taken));
+            let error: Error = model.tensor_error(tensor, message);
+            return Err(error.with_hint("if the model is quantized already there is nothing to do; else --exclude this tensor"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! CHOOSE: what becomes of every tensor, and why, before any value is read.
+
+use crate::error::{Error, Result, show_name};
+use crate::model::Model;
+use crate::observers::{ObserverChoice, Target};
+use crate::quant::granularity::GroupLayout;
+use crate::quant::kernel::Arithmetic;
+use crate::quant::params::ParamRule;
+use crate::quant::scheme::{CodeType, Granularity};
+use crate::recipe::{Recipe, Weights};
+use crate::tensor::TensorInfo;
+
+/// How one tensor is quantized.
+#[derive(Clone)]
+pub struct TensorScheme {
+    /// The type of codes.
+    pub codes: CodeType,
+    /// Which values share a scale, as it was asked for.
+    pub granularity: Granularity,
+    /// The channel axis.
+    pub axis: usize,
+    /// Which values share a scale, element by element.
+    pub layout: GroupLayout,
+    /// How ranges are chosen.
+    pub observer: ObserverChoice,
+    /// How ranges become scale and zero point.
+    pub rule: ParamRule,
+    /// How values become codes.
+    pub arithmetic: Arithmetic,
+}
+
+impl TensorScheme {
+    /// What observers are told.
+    pub fn target(&self) -> Target {
+        Target { rule: self.rule }
+    }
+}
+
+/// What becomes of one tensor.
+#[derive(Clone)]
+pub enum Decision {
+    /// It becomes codes.
+    Quantize(Box<TensorScheme>),
+    /// It is copied bit for bit.
+    Keep {
+        /// Why.
+        reason: String,
+        /// Whether it is a weight by type and shape, so that a NaN in it is still worth an error.
+        is_weight: bool,
+    },
+}
+
+/// Decisions for all tensors of a model, in the model's order.
+pub struct Plan {
+    /// One decision a tensor.
+    pub decisions: Vec<Decision>,
+}
+
+impl Plan {
+    /// Decides for every tensor of `model` by `recipe`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] if a pattern matches no tensor, an observer does not exist or an axis is out of bounds.
+    pub fn new(model: &Model, recipe: &Recipe) -> Result<Self> {
+        for (origin, pattern) in recipe.patterns() {
+            if !model.tensors().iter().any(|tensor| pattern.matches(&tensor.info.name)) {
+                let error =
+                    Error::Usage(format!("{origin} {}: expected at least one tensor to match, found none", show_name(pattern.as_str())));
+                return Err(error.with_hint("`qtool inspect MODEL` lists the names"));
+            }
+        }
+        ObserverChoice::new(&recipe.settings.observer)?;
+        let decisions = (0..model.tensors().len()).map(|tensor| decide(model, tensor, recipe)).collect::<Result<_>>()?;
+        Ok(Plan { decisions })
+    }
+
+    /// The scheme of a tensor that is quantized.
+    pub fn scheme(&self, tensor: usize) -> Option<&TensorScheme> {
+        match &self.decisions[tensor] {
+            Decision::Quantize(scheme) => Some(scheme),
+            Decision::Keep { .. } => None,
+        }
+    }
+
+    /// The tensors that are quantized.
+    pub fn quantized(&self) -> impl Iterator<Item = usize> {
+        (0..self.decisions.len()).filter(|tensor| self.scheme(*tensor).is_some())
+    }
+}
+
+fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
+    let info = &model.tensors()[tensor].info;
+    let resolved = recipe.resolve(&info.name);
+    let asked_for = recipe.include.iter().any(|pattern| pattern.matches(&info.name))
+        || matches!(resolved.decided_by.and_then(|rule| rule.weights), Some(Weights::Codes(_)));
+    if let Some(reason) = unsuitable(info, asked_for) {
+        return Ok(Decision::Keep { reason, is_weight: false });
+    }
+    if let Some(pattern) = recipe.exclude.iter().find(|pattern| pattern.matches(&info.name)) {
+        return Ok(Decision::Keep { reason: format!("excluded by {:?}", pattern.as_str()), is_weight: false });
+    }
+    if !recipe.include.is_empty() && !asked_for {
+        return Ok(Decision::Keep { reason: "not matched by --include".into(), is_weight: false });
+    }
+    if let Some(rule) = resolved.decided_by.filter(|rule| rule.weights == Some(Weights::Keep)) {
+        return Ok(Decision::Keep { reason: format!("kept by the rule for {:?}", rule.pattern.as_str()), is_weight: false });
+    }
+    if !asked_for && (info.elements() as u64) < recipe.min_elements {
+        let reason = format!("{} elements, fewer than {}", info.elements(), recipe.min_elements);
+        return Ok(Decision::Keep { reason, is_weight: true });
+    }
+    let settings = resolved.settings;
+    let rank = info.shape.len();
+    let axis = if settings.axis < 0 { settings.axis + rank as i64 } else { settings.axis };
+    let Some(axis) = usize::try_from(axis).ok().filter(|axis| *axis < rank) else {
+        let found = format!("axis: expected one of the {rank} dimensions of tensor {}, found {}", show_name(&info.name), settings.axis);
+        return Err(Error::Usage(found).with_hint("give such tensors a rule of their own, or --exclude them"));
+    };
+    let rule = ParamRule::new(settings.convention, settings.weights, settings.symmetric, info.dtype);
+    Ok(Decision::Quantize(Box::new(TensorScheme {
+        codes: settings.weights,
+        granularity: settings.granularity,
+        axis,
+        layout: GroupLayout::new(&info.shape, settings.granularity, axis),
+        observer: ObserverChoice::new(&settings.observer)?,
+        rule,
+        arithmetic: Arithmetic::of(settings.convention, info.dtype),
+    })))
+}
+
+/// Why a tensor is not a weight that could be quantized, if it is not.
+fn unsuitable(info: &TensorInfo, asked_for: bool) -> Option<String> {
+    let dtype = info.dtype;
+    if !dtype.is_decodable() && dtype.kind() == "float" {
+        return Some(format!("float dtype {dtype} is not converted"));
+    }
+    if !dtype.is_decodable() {
+        let note = if dtype.bits() == 8 && dtype.kind() == "integer" { ", perhaps quantized already" } else { "" };
+        return Some(format!("{} dtype {dtype}{note}", dtype.kind()));
+    }
+    if info.shape.contains(&0) {
+        return Some("no elements".into());
+    }
+    if info.shape.len() < 2 {
+        return Some(format!("rank {}", info.shape.len()));
+    }
+    (dtype.is_fp8() && !asked_for).then(|| format!("{dtype} has 8 bits already; --include it to quantize"))
+}

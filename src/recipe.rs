@@ -1,0 +1,298 @@
+//! What a run was asked for: defaults, patterns and ordered rules. A recipe is read from TOML or JSON, and the one in
+//! force is recorded in the sidecar, which is itself accepted as a recipe.
+//!
+//! ```toml
+//! [default]                        # for every tensor
+//! weights = "int8"
+//! granularity = "per-channel"
+//! [[rule]]                         # later rules win, field by field
+//! match = "re:.*\\.mlp\\..*"
+//! granularity = "per-group:128"
+//! observer = "mse"
+//! [[rule]]
+//! match = "*.lm_head.weight"
+//! weights = "keep"
+//! ```
+
+use crate::error::{Error, Result, show_name, show_path};
+use crate::method::Method;
+use crate::quant::scheme::{CodeType, Convention, Granularity};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::path::Path;
+
+/// A glob, or a regular expression after `re:`. It is matched against the whole name of a tensor, and against the name
+/// of its layer: the tensor's without a final `.weight`.
+#[derive(Clone)]
+pub struct Pattern {
+    text: String,
+    regex: regex::Regex,
+}
+
+impl Pattern {
+    /// Compiles `text`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] with the position of the mistake.
+    pub fn new(text: &str) -> Result<Self> {
+        let wrong = |e: &dyn std::fmt::Display| Error::Usage(format!("pattern {}: {e}", show_name(text)));
+        let source = match text.strip_prefix("re:") {
+            Some(regex) => format!("^(?:{regex})$"),
+            // A glob's regular expression comes with byte semantics, which names in UTF-8 do not need.
+            None => globset::GlobBuilder::new(text).build().map_err(|e| wrong(&e))?.regex().replace("(?-u)", "(?s)"),
+        };
+        let regex = regex::Regex::new(&source).map_err(|e| wrong(&e))?;
+        Ok(Pattern { text: text.to_owned(), regex })
+    }
+
+    /// Whether it matches a tensor of this name.
+    pub fn matches(&self, tensor: &str) -> bool {
+        self.regex.is_match(tensor) || tensor.strip_suffix(".weight").is_some_and(|layer| self.regex.is_match(layer))
+    }
+
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl std::fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.text.fmt(f)
+    }
+}
+
+impl Serialize for Pattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Pattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Pattern::new(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+/// What becomes of a tensor: codes of a type, or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// The tensor is copied bit for bit.
+    Keep,
+    /// The tensor is quantized.
+    Codes(CodeType),
+}
+
+impl Serialize for Weights {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Weights::Keep => serializer.serialize_str("keep"),
+            Weights::Codes(codes) => codes.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Weights {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "keep" => Ok(Weights::Keep),
+            name => name.parse().map(Weights::Codes).map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+/// How a weight is quantized.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The channel axis; negative counts from the last. Default: 0, the output features in PyTorch's layout.
+    pub axis: i64,
+    /// Whose arithmetic. Default: `torch`.
+    pub convention: Convention,
+    /// Which values share a scale. Default: `per-channel`.
+    pub granularity: Granularity,
+    /// How the range is chosen. Default: `min-max`.
+    pub observer: Method,
+    /// Whether the zero point is the middle of the grid. Default: true.
+    pub symmetric: bool,
+    /// The codes. Default: `int8`.
+    pub weights: CodeType,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            axis: 0,
+            convention: Convention::Torch,
+            granularity: Granularity::PerChannel,
+            observer: Method::new("min-max"),
+            symmetric: true,
+            weights: CodeType::Int8,
+        }
+    }
+}
+
+/// What is different for the tensors that a pattern matches. Fields that are not set leave what earlier rules said.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// The channel axis.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub axis: Option<i64>,
+    /// Whose arithmetic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub convention: Option<Convention>,
+    /// Which values share a scale.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granularity: Option<Granularity>,
+    /// The tensors it is about.
+    #[serde(rename = "match")]
+    pub pattern: Pattern,
+    /// How the range is chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observer: Option<Method>,
+    /// Whether the zero point is the middle of the grid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub symmetric: Option<bool>,
+    /// The codes, or `keep`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Weights>,
+}
+
+impl Rule {
+    fn apply(&self, settings: &mut Settings) {
+        let Rule { axis, convention, granularity, pattern: _, observer, symmetric, weights } = self.clone();
+        settings.axis = axis.unwrap_or(settings.axis);
+        settings.convention = convention.unwrap_or(settings.convention);
+        settings.granularity = granularity.unwrap_or(settings.granularity);
+        settings.observer = observer.unwrap_or_else(|| settings.observer.clone());
+        settings.symmetric = symmetric.unwrap_or(settings.symmetric);
+        if let Some(Weights::Codes(codes)) = weights {
+            settings.weights = codes;
+        }
+    }
+}
+
+/// Everything that decides the bytes of an output, apart from the model and the output's form.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recipe {
+    /// Whether weights with NaN or infinities stay in float instead of stopping the run.
+    pub allow_non_finite: bool,
+    /// What holds where no rule says otherwise.
+    #[serde(rename = "default")]
+    pub settings: Settings,
+    /// Tensors that stay as they are.
+    pub exclude: Vec<Pattern>,
+    /// If not empty, only these are quantized, whatever their size.
+    pub include: Vec<Pattern>,
+    /// Smaller tensors stay in float. Default: 1024 elements.
+    pub min_elements: u64,
+    /// Exceptions, in order.
+    #[serde(rename = "rule")]
+    pub rules: Vec<Rule>,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Recipe {
+            allow_non_finite: false,
+            settings: Settings::default(),
+            exclude: vec![],
+            include: vec![],
+            min_elements: 1024,
+            rules: vec![],
+        }
+    }
+}
+
+/// What a recipe says about one tensor.
+pub struct Resolved<'r> {
+    /// The settings after all rules that match.
+    pub settings: Settings,
+    /// The last rule that decided whether it is quantized, if any did.
+    pub decided_by: Option<&'r Rule>,
+}
+
+impl Recipe {
+    /// Reads a recipe in TOML or JSON, or the recipe that a sidecar records.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the file cannot be read, [`Error::Usage`] with line and column if it is not a recipe.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
+        let wrong = |e: &dyn std::fmt::Display| {
+            let message = crate::formats::shorten(e.to_string().trim_end());
+            Error::Usage(format!("{}: recipe: {}", show_path(path), message.replace('\n', " ")))
+        };
+        if !text.trim_start().starts_with('{') {
+            return toml::from_str(&text).map_err(|e| wrong(&e));
+        }
+        let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(&e))?;
+        if value.get("format").is_some_and(|format| format == crate::outputs::document::FORMAT) {
+            let recipe = value.get("recipe").cloned().unwrap_or_default();
+            return serde_json::from_value(recipe).map_err(|e| wrong(&e));
+        }
+        serde_json::from_str(&text).map_err(|e| wrong(&e))
+    }
+
+    /// The settings for the tensor `name`.
+    pub fn resolve(&self, name: &str) -> Resolved<'_> {
+        let mut resolved = Resolved { settings: self.settings.clone(), decided_by: None };
+        for rule in self.rules.iter().filter(|rule| rule.pattern.matches(name)) {
+            rule.apply(&mut resolved.settings);
+            if rule.weights.is_some() {
+                resolved.decided_by = Some(rule);
+            }
+        }
+        resolved
+    }
+
+    /// All patterns, each with the option or field it came from.
+    pub fn patterns(&self) -> impl Iterator<Item = (&'static str, &Pattern)> {
+        let include = self.include.iter().map(|pattern| ("--include", pattern));
+        let exclude = self.exclude.iter().map(|pattern| ("--exclude", pattern));
+        include.chain(exclude).chain(self.rules.iter().map(|rule| ("recipe rule", &rule.pattern)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_tensors_and_layers() {
+        let pattern = |text: &str| Pattern::new(text).unwrap();
+        assert!(pattern("*.mlp.*").matches("h.0.mlp.up.weight"));
+        assert!(pattern("lm_head").matches("lm_head.weight"));
+        assert!(!pattern("lm_head").matches("x.lm_head.weight"));
+        assert!(pattern(r"re:h\.\d+\..*").matches("h.12.attn.weight"));
+        assert!(!pattern("re:h").matches("hh"));
+        assert!(pattern("*é*").matches("caféweight"));
+        assert!(Pattern::new("re:(").is_err() && Pattern::new("[").is_err());
+    }
+
+    #[test]
+    fn later_rules_win_field_by_field() {
+        let recipe: Recipe = toml::from_str(
+            r#"
+            [default]
+            observer = "mse"
+            [[rule]]
+            match = "*"
+            weights = "int4"
+            granularity = "per-group:32"
+            [[rule]]
+            match = "head*"
+            weights = "keep"
+            "#,
+        )
+        .unwrap();
+        let body = recipe.resolve("body").settings;
+        assert_eq!((body.weights, body.granularity, body.observer.name.as_str()), (CodeType::Int4, Granularity::PerGroup(32), "mse"));
+        assert_eq!(recipe.resolve("head").decided_by.unwrap().weights, Some(Weights::Keep));
+        let error = toml::from_str::<Recipe>("[[rule]]\nmatch = \"*\"\nwieghts = \"int8\"").unwrap_err().to_string();
+        assert!(error.contains("wieghts") && error.contains("line 3"), "{error}");
+    }
+}

@@ -1,0 +1,102 @@
+//! Results for people and programs: plain data that [`terminal`] prints and `--json` serializes.
+
+pub mod terminal;
+
+use crate::model::Model;
+use crate::plan::{Decision, Plan};
+use crate::quant::metrics::{ErrorSums, Metrics};
+use crate::quant::scheme::CodeType;
+use crate::stream::quantize::Outcome;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What became of a model, or would.
+#[derive(Clone, Debug, Serialize)]
+pub struct QuantizeReport {
+    /// Size of the model's files of weights, in bytes.
+    pub bytes_before: u64,
+    /// Size of the output's files of weights, in bytes.
+    pub bytes_after: u64,
+    /// Main output.
+    pub output: PathBuf,
+    /// Its sidecar.
+    pub sidecar: PathBuf,
+    /// Every tensor, in the model's order.
+    pub tensors: Vec<TensorReport>,
+    /// Error over all quantized tensors; absent before the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total: Option<Metrics>,
+}
+
+/// One tensor of a [`QuantizeReport`].
+#[derive(Clone, Debug, Serialize)]
+pub struct TensorReport {
+    /// Its name.
+    pub name: String,
+    /// The type it had.
+    pub source_dtype: String,
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// What becomes of it.
+    #[serde(flatten)]
+    pub outcome: TensorOutcome,
+}
+
+/// What becomes of a tensor.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "action", rename_all = "lowercase")]
+pub enum TensorOutcome {
+    /// Quantized.
+    Quantize {
+        /// The type of codes.
+        dtype: CodeType,
+        /// Which values share a scale.
+        granularity: String,
+        /// How ranges are chosen.
+        observer: String,
+        /// What was lost; absent before the run.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<Metrics>,
+    },
+    /// Copied bit for bit.
+    Keep {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl QuantizeReport {
+    pub(crate) fn new(
+        model: &Model,
+        plan: &Plan,
+        outcomes: &BTreeMap<usize, Outcome>,
+        output: &Path,
+        sidecar: &Path,
+        bytes_after: u64,
+    ) -> Self {
+        let mut total = ErrorSums::default();
+        outcomes.values().for_each(|outcome| total.merge(&outcome.sums));
+        let report = |(tensor, decision): (usize, &Decision)| {
+            let info = &model.tensors()[tensor].info;
+            let outcome = match decision {
+                Decision::Keep { reason, .. } => TensorOutcome::Keep { reason: reason.clone() },
+                Decision::Quantize(scheme) => TensorOutcome::Quantize {
+                    dtype: scheme.codes,
+                    granularity: scheme.granularity.to_string(),
+                    observer: scheme.observer.method().to_string(),
+                    error: outcomes.get(&tensor).map(|outcome| outcome.sums.metrics()),
+                },
+            };
+            TensorReport { name: info.name.clone(), source_dtype: info.dtype.name().to_owned(), shape: info.shape.clone(), outcome }
+        };
+        QuantizeReport {
+            bytes_before: model.bytes(),
+            bytes_after,
+            output: output.to_owned(),
+            sidecar: sidecar.to_owned(),
+            tensors: plan.decisions.iter().enumerate().map(report).collect(),
+            total: (!outcomes.is_empty()).then(|| total.metrics()),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Text for people: plans, summaries and tables, readable without colour, every name escaped.
+
+use super::{QuantizeReport, TensorOutcome, TensorReport};
+use crate::error::{show_name, show_path};
+use crate::quant::metrics::Metrics;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+/// Rows of the list of worst tensors.
+const WORST: usize = 5;
+
+/// `12.3 MiB`.
+pub fn bytes(count: u64) -> String {
+    const UNITS: &[&str] = &["B", "KiB", "MiB", "GiB", "TiB"];
+    let power = (count.checked_ilog2().unwrap_or(0) / 10).min(UNITS.len() as u32 - 1);
+    match power {
+        0 => format!("{count} B"),
+        _ => format!("{:.1} {}", count as f64 / (1u64 << (10 * power)) as f64, UNITS[power as usize]),
+    }
+}
+
+/// `43.9 dB`, `exact` where nothing was lost.
+pub fn sqnr(metrics: &Metrics) -> String {
+    match metrics.sqnr_db {
+        Some(db) => format!("{db:.1} dB"),
+        None if metrics.mse == 0.0 => "exact".into(),
+        None => "none".into(),
+    }
+}
+
+/// Lines of columns; those named in `right` are aligned to the right.
+pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let width = widths[column];
+            let _ = if right.contains(&column) { write!(line, "  {cell:>width$}") } else { write!(line, "  {cell:<width$}") };
+        }
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    text
+}
+
+/// `[384, 1536]`, without the brackets of a debug format's line breaks.
+pub fn shape(dims: &[usize]) -> String {
+    format!("{dims:?}")
+}
+
+/// What `--dry-run` prints.
+pub fn plan(report: &QuantizeReport, buffer_bytes: u64) -> String {
+    let mut rows = vec![["tensor", "dtype", "shape", "becomes", "why"].map(String::from).to_vec()];
+    for tensor in &report.tensors {
+        let (becomes, why) = match &tensor.outcome {
+            TensorOutcome::Quantize { dtype, granularity, observer, .. } => (format!("{dtype} {granularity}"), observer.clone()),
+            TensorOutcome::Keep { reason } => ("unchanged".into(), reason.clone()),
+        };
+        rows.push(vec![show_name(&tensor.name).to_string(), tensor.source_dtype.clone(), shape(&tensor.shape), becomes, why]);
+    }
+    let mut text = table(&rows, &[]);
+    let _ = writeln!(text, "\nwould write {} and {}", show_path(&report.output), show_path(&report.sidecar));
+    let _ = writeln!(
+        text,
+        "weights {} → {}; disk {}; buffers up to {}",
+        bytes(report.bytes_before),
+        bytes(report.bytes_after),
+        bytes(report.bytes_after),
+        bytes(buffer_bytes)
+    );
+    text
+}
+
+/// What a run prints at its end.
+pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String {
+    let mut text = String::new();
+    let quantized: Vec<(&TensorReport, &Metrics)> = (report.tensors.iter())
+        .filter_map(|tensor| match &tensor.outcome {
+            TensorOutcome::Quantize { error: Some(error), .. } => Some((tensor, error)),
+            _ => None,
+        })
+        .collect();
+    let ratio = report.bytes_before as f64 / report.bytes_after.max(1) as f64;
+    let _ = writeln!(text, "{} → {}", bytes(report.bytes_before), bytes(report.bytes_after));
+    text.pop();
+    let _ = writeln!(text, " ({ratio:.2} times smaller) in {:.2} s", elapsed.as_secs_f64());
+    let _ = write!(text, "quantized {} of {} tensors", quantized.len(), report.tensors.len());
+    let _ = match &report.total {
+        Some(total) => writeln!(text, "; SQNR over all {}", sqnr(total)),
+        None => writeln!(text),
+    };
+    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for tensor in &report.tensors {
+        if let TensorOutcome::Keep { reason } = &tensor.outcome {
+            reasons.entry(reason).or_default().push(&tensor.name);
+        }
+    }
+    for (reason, names) in reasons {
+        let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
+        let _ = writeln!(text, "kept {} ({reason}): {}{more}", names.len(), show_name(names[0]));
+    }
+    let mut worst = quantized;
+    worst.sort_by(|(_, a), (_, b)| a.sqnr_db.unwrap_or(f64::INFINITY).total_cmp(&b.sqnr_db.unwrap_or(f64::INFINITY)));
+    let shown = if all { worst.len() } else { WORST.min(worst.len()) };
+    if shown > 0 {
+        let _ = writeln!(text, "\n{}", if all { "every quantized tensor, worst first:" } else { "lowest SQNR:" });
+        let row = |(tensor, error): &(&TensorReport, &Metrics)| {
+            vec![show_name(&tensor.name).to_string(), shape(&tensor.shape), sqnr(error), format!("max error {:.3e}", error.max_abs)]
+        };
+        text += &table(&worst[..shown].iter().map(row).collect::<Vec<_>>(), &[2]);
+    }
+    let _ = writeln!(text, "\nwrote {}\n      {}", show_path(&report.output), show_path(&report.sidecar));
+    let _ = writeln!(text, "next: {}", advice(report, worst.first().map(|(_, error)| **error)));
+    text
+}
+
+/// Below this a weight has usually lost what a model needs; int8 per channel is near 40 dB.
+const LOW_SQNR_DB: f64 = 25.0;
+
+fn advice(report: &QuantizeReport, worst: Option<Metrics>) -> String {
+    let output = show_path(&report.output);
+    let per_tensor =
+        |tensor: &TensorReport| matches!(&tensor.outcome, TensorOutcome::Quantize { granularity, .. } if granularity == "per-tensor");
+    match worst.and_then(|worst| worst.sqnr_db) {
+        None if worst.is_none() => "nothing was quantized; `--dry-run` shows why, `--include` overrides".into(),
+        Some(db) if db < LOW_SQNR_DB && report.tensors.iter().any(per_tensor) => {
+            "some tensors lost much: try --granularity per-channel".into()
+        }
+        Some(db) if db < LOW_SQNR_DB => "some tensors lost much: try --observer mse, --granularity per-group:128, or --exclude them".into(),
+        _ => format!("qtool verify {output}"),
+    }
+}

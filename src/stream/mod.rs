@@ -1,0 +1,117 @@
+//! Streams a file into existence, piece by piece, on several threads: memory stays bounded by the pieces in flight.
+//!
+//! Jobs are taken in order. Each fills one buffer; the buffer is written at its place in the file and then hashed
+//! when its turn comes, by whichever thread is there, so that a buffer is hashed while it is still in cache and the
+//! hash is that of the file from its first byte to its last. A job may wait for jobs before it, never for later ones.
+
+mod latch;
+pub(crate) mod observe;
+pub(crate) mod quantize;
+mod sink;
+
+pub(crate) use latch::Latch;
+
+use crate::error::{Error, Result};
+use sink::Sink;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Told how many bytes of the input were dealt with, as the run goes on, from any thread.
+pub trait Progress: Sync {
+    /// `bytes` more bytes of the model are done.
+    fn advance(&self, bytes: u64);
+}
+
+/// Reports nothing.
+pub struct Silent;
+
+impl Progress for Silent {
+    fn advance(&self, _bytes: u64) {}
+}
+
+/// Reusable buffers of one thread.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// For values as f32.
+    pub values: Vec<f32>,
+}
+
+/// Work in pieces that a [`run`] distributes.
+pub(crate) trait Jobs: Sync {
+    /// Number of jobs.
+    fn len(&self) -> usize;
+
+    /// Where in the file the bytes of a job begin, or `None` if it produces none. Offsets rise without gaps.
+    fn offset(&self, job: usize) -> Option<u64>;
+
+    /// Does a job; `bytes` comes empty.
+    fn run(&self, job: usize, bytes: &mut Vec<u8>, scratch: &mut Scratch) -> Result<()>;
+
+    /// How much of the input a job dealt with, in bytes.
+    fn weight(&self, job: usize) -> u64;
+}
+
+/// Writes `header` to the empty `file`, then the bytes of all jobs, which `threads` threads do; returns the hash of the
+/// whole file.
+///
+/// # Errors
+///
+/// That of the first job in order which failed; or [`Error::Io`] naming `path`.
+pub(crate) fn run(
+    jobs: &dyn Jobs,
+    file: &File,
+    path: &Path,
+    header: &[u8],
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<blake3::Hash> {
+    let threads = threads.min(jobs.len()).max(1);
+    let sink = Sink::new(file, path, BUFFERS_PER_THREAD * threads);
+    sink.submit(0, header.to_vec())?;
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let failures: Mutex<Vec<(usize, Error)>> = Mutex::new(Vec::new());
+    let work = || {
+        let mut scratch = Scratch::default();
+        // The buffer comes before the job: whoever holds the earliest unfinished job can always finish it.
+        while !failed.load(Ordering::Relaxed) {
+            let mut buffer = sink.acquire();
+            let job = next.fetch_add(1, Ordering::Relaxed);
+            if job >= jobs.len() {
+                sink.release(buffer);
+                break;
+            }
+            let done = jobs.run(job, &mut buffer, &mut scratch).and_then(|()| match jobs.offset(job) {
+                Some(offset) => sink.submit(offset, buffer),
+                None => {
+                    sink.release(buffer);
+                    Ok(())
+                }
+            });
+            match done {
+                Ok(()) => progress.advance(jobs.weight(job)),
+                Err(error) => {
+                    failed.store(true, Ordering::Relaxed);
+                    failures.lock().expect("no thread panics while it holds this lock").push((job, error));
+                    sink.abandon();
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+    let failures = failures.into_inner().expect("no thread panics while it holds this lock");
+    match failures.into_iter().min_by_key(|(job, _)| *job) {
+        Some((_, error)) => Err(error),
+        None => Ok(sink.finish()),
+    }
+}
+
+/// One being filled, one waiting to be hashed.
+const BUFFERS_PER_THREAD: usize = 2;

@@ -1,0 +1,367 @@
+//! The jobs that fill one output file of quantized weights: observe → choose → quantize, piece by piece.
+//!
+//! Where a piece holds whole groups, one job does all three while the values are in cache. Where a group is larger
+//! than a piece, or spread over the tensor (channels of an inner axis), a job before it has observed the tensor.
+
+use super::{Jobs, Latch, Scratch};
+use crate::error::Result;
+use crate::model::Model;
+use crate::outputs::{Content, FileLayout};
+use crate::plan::{Decision, Plan, TensorScheme};
+use crate::quant::granularity::GroupLayout;
+use crate::quant::kernel::{self, ColumnParams, min_max};
+use crate::quant::metrics::ErrorSums;
+use crate::quant::packing::{pack_nibbles, packed_len};
+use crate::quant::params::Params;
+use crate::stream::observe;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Mutex, OnceLock};
+
+/// Elements of a piece: 1 MiB of f32, so that values and codes stay in a second-level cache. It must be even, for
+/// codes of four bits.
+const PIECE: usize = 1 << 18;
+
+/// Longest run of elements (a channel, or a row of groups) that is dealt with in one piece.
+const LONGEST_LOCAL: usize = 1 << 20;
+
+/// Bytes that a copying job moves.
+const COPY: usize = 1 << 20;
+
+/// Most bytes that one thread's buffers take: values converted to f32, codes twice, and gathered channels.
+pub(crate) const LARGEST_PIECE_BYTES: u64 = (LONGEST_LOCAL * (4 + 2) + observe::GATHERED * 4) as u64;
+
+enum Work {
+    Copy {
+        tensor: usize,
+        bytes: Range<usize>,
+    },
+    /// A weight that is copied because it is small: a NaN in it is an error all the same.
+    CheckFinite {
+        tensor: usize,
+    },
+    Observe {
+        tensor: usize,
+    },
+    Quantize {
+        tensor: usize,
+        part: usize,
+        elements: Range<usize>,
+    },
+    Scales {
+        tensor: usize,
+        parts: Range<usize>,
+    },
+    ZeroPoints {
+        tensor: usize,
+        parts: Range<usize>,
+    },
+}
+
+struct Job {
+    offset: Option<u64>,
+    work: Work,
+}
+
+/// What jobs of one tensor share.
+struct TensorState {
+    /// Params of all groups, where a job of its own observes the tensor.
+    observed: OnceLock<Vec<Params>>,
+    columns: OnceLock<ColumnParams>,
+    is_observed: Latch,
+    is_quantized: Latch,
+    parts: Mutex<BTreeMap<usize, Part>>,
+}
+
+/// What quantizing one piece found.
+struct Part {
+    params: Vec<Params>,
+    sums: ErrorSums,
+}
+
+/// What became of a tensor.
+pub(crate) struct Outcome {
+    /// One a group, in order; empty where a tensor of the output holds them.
+    pub params: Vec<Params>,
+    pub sums: ErrorSums,
+}
+
+/// Jobs for one file of an output.
+pub(crate) struct QuantizeJobs<'a> {
+    model: &'a Model,
+    plan: &'a Plan,
+    jobs: Vec<Job>,
+    states: BTreeMap<usize, TensorState>,
+    /// Tensors whose params are stored as tensors, and need not be kept.
+    stored_apart: Vec<usize>,
+}
+
+impl<'a> QuantizeJobs<'a> {
+    pub(crate) fn new(model: &'a Model, plan: &'a Plan, layout: &FileLayout) -> Self {
+        let mut this = QuantizeJobs { model, plan, jobs: Vec::new(), states: BTreeMap::new(), stored_apart: Vec::new() };
+        let observed_first: Vec<usize> = (layout.contents.iter())
+            .filter_map(|(content, _)| match content {
+                Content::Codes(tensor) if !is_local(this.scheme(*tensor)) => Some(*tensor),
+                _ => None,
+            })
+            .collect();
+        // One tensor ahead, so that a thread can observe the next one while another is still at this one.
+        let mut to_observe = observed_first.into_iter();
+        for tensor in to_observe.by_ref().take(1) {
+            this.jobs.push(Job { offset: None, work: Work::Observe { tensor } });
+        }
+        for (content, place) in &layout.contents {
+            match *content {
+                Content::Source(tensor) => this.push_copies(tensor, place.start),
+                Content::Codes(tensor) => {
+                    if !is_local(this.scheme(tensor)) {
+                        if let Some(tensor) = to_observe.next() {
+                            this.jobs.push(Job { offset: None, work: Work::Observe { tensor } });
+                        }
+                    }
+                    this.push_pieces(tensor, place.start);
+                }
+                Content::Scales(tensor) => {
+                    this.stored_apart.push(tensor);
+                    this.push_params(tensor, place.start, 4, |tensor, parts| Work::Scales { tensor, parts });
+                }
+                Content::ZeroPoints(tensor) => this.push_params(tensor, place.start, 1, |tensor, parts| Work::ZeroPoints { tensor, parts }),
+            }
+        }
+        this
+    }
+
+    /// What became of each quantized tensor of the file, after a run.
+    pub(crate) fn into_outcomes(self) -> BTreeMap<usize, Outcome> {
+        let QuantizeJobs { states, stored_apart, .. } = self;
+        let outcome = |(tensor, state): (usize, TensorState)| {
+            let parts = state.parts.into_inner().expect("no job panicked");
+            let mut outcome = Outcome { params: Vec::new(), sums: ErrorSums::default() };
+            for part in parts.into_values() {
+                outcome.sums.merge(&part.sums);
+                outcome.params.extend(part.params);
+            }
+            if let Some(params) = state.observed.into_inner() {
+                outcome.params = params;
+            }
+            if stored_apart.contains(&tensor) {
+                outcome.params.clear();
+            }
+            (tensor, outcome)
+        };
+        states.into_iter().map(outcome).collect()
+    }
+
+    fn scheme(&self, tensor: usize) -> &'a TensorScheme {
+        self.plan.scheme(tensor).expect("layouts ask for codes of quantized tensors only")
+    }
+
+    fn push_copies(&mut self, tensor: usize, start: u64) {
+        if let Decision::Keep { is_weight: true, .. } = self.plan.decisions[tensor] {
+            self.jobs.push(Job { offset: None, work: Work::CheckFinite { tensor } });
+        }
+        let len = self.model.tensor_bytes(tensor).len();
+        for begin in (0..len).step_by(COPY) {
+            let bytes = begin..(begin + COPY).min(len);
+            self.jobs.push(Job { offset: Some(start + begin as u64), work: Work::Copy { tensor, bytes } });
+        }
+    }
+
+    fn push_pieces(&mut self, tensor: usize, start: u64) {
+        let scheme = self.scheme(tensor);
+        let elements = self.model.tensors()[tensor].info.elements();
+        let step = piece_len(scheme);
+        let pieces = elements.div_ceil(step);
+        for part in 0..pieces {
+            let elements = part * step..((part + 1) * step).min(elements);
+            let offset = start + packed_len(scheme.codes, elements.start) as u64;
+            self.jobs.push(Job { offset: Some(offset), work: Work::Quantize { tensor, part, elements } });
+        }
+        let state = TensorState {
+            observed: OnceLock::new(),
+            columns: OnceLock::new(),
+            is_observed: Latch::new(1),
+            is_quantized: Latch::new(pieces),
+            parts: Mutex::new(BTreeMap::new()),
+        };
+        self.states.insert(tensor, state);
+    }
+
+    /// Jobs that store the params of some pieces at a time.
+    fn push_params(&mut self, tensor: usize, start: u64, width: u64, work: fn(usize, Range<usize>) -> Work) {
+        let scheme = self.scheme(tensor);
+        let elements = self.model.tensors()[tensor].info.elements();
+        let step = piece_len(scheme);
+        let pieces = elements.div_ceil(step);
+        // Pieces hold whole rows of groups, apart from tensors that were observed as a whole: those go in one job.
+        let at_a_time = if is_local(scheme) { PARAM_PIECES } else { pieces };
+        let groups_before = |piece: usize| scheme.layout.groups_before((piece * step).min(elements)) as u64;
+        for first in (0..pieces).step_by(at_a_time) {
+            let parts = first..(first + at_a_time).min(pieces);
+            self.jobs.push(Job { offset: Some(start + groups_before(first) * width), work: work(tensor, parts) });
+        }
+    }
+
+    fn observe(&self, tensor: usize) -> Result<()> {
+        let state = &self.states[&tensor];
+        let _done = state.is_observed.guard();
+        let scheme = self.scheme(tensor);
+        let ranges = observe::all_groups(self.model, tensor, scheme)?;
+        let params: Vec<Params> = ranges.into_iter().map(|range| scheme.rule.choose_params(range)).collect();
+        if let GroupLayout::Strided { inner: 1, .. } = scheme.layout {
+            state.columns.get_or_init(|| ColumnParams::new(&params));
+        }
+        state.observed.get_or_init(|| params);
+        Ok(())
+    }
+
+    fn quantize(&self, tensor: usize, part: usize, elements: Range<usize>, codes: &mut Vec<u8>, scratch: &mut Scratch) -> Result<()> {
+        let state = &self.states[&tensor];
+        let _done = state.is_quantized.guard();
+        let scheme = self.scheme(tensor);
+        codes.resize(elements.len(), 0);
+        let result = if is_local(scheme) {
+            self.quantize_local(tensor, scheme, elements, codes, scratch)?
+        } else {
+            state.is_observed.wait();
+            let Some(params) = state.observed.get() else {
+                // Observing failed; its error is the one that is reported.
+                return Ok(());
+            };
+            let sums = self.quantize_observed(tensor, scheme, params, state.columns.get(), elements, codes, scratch);
+            Part { params: Vec::new(), sums }
+        };
+        if scheme.codes.bits() == 4 {
+            pack_nibbles(codes);
+        }
+        state.parts.lock().expect("no job panics while it holds this lock").insert(part, result);
+        Ok(())
+    }
+
+    /// Observes, chooses and quantizes group by group.
+    fn quantize_local(
+        &self,
+        tensor: usize,
+        scheme: &TensorScheme,
+        elements: Range<usize>,
+        codes: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<Part> {
+        let mut part = Part { params: Vec::new(), sums: ErrorSums::default() };
+        let target = scheme.target();
+        let row = scheme.layout.row_len();
+        for start in elements.clone().step_by(row) {
+            let values = self.model.values(tensor, start..start + row, &mut scratch.values);
+            let codes = &mut codes[start - elements.start..][..row];
+            for (values, codes) in values.chunks(scheme.layout.group_len()).zip(codes.chunks_mut(scheme.layout.group_len())) {
+                let extent = min_max(values);
+                if !extent.finite {
+                    return Err(observe::non_finite(self.model, tensor));
+                }
+                let range = scheme.observer.observe_once(crate::observers::Batch { extent: extent.range(), values: &values }, &target);
+                let params = scheme.rule.choose_params(range);
+                part.sums.merge(&kernel::quantize(values, params, scheme.arithmetic, scheme.rule.grid, codes));
+                part.params.push(params);
+            }
+        }
+        Ok(part)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what is known of the piece and of its tensor")]
+    fn quantize_observed(
+        &self,
+        tensor: usize,
+        scheme: &TensorScheme,
+        params: &[Params],
+        columns: Option<&ColumnParams>,
+        elements: Range<usize>,
+        codes: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> ErrorSums {
+        let mut sums = ErrorSums::default();
+        let start = elements.start;
+        let values = self.model.values(tensor, elements.clone(), &mut scratch.values);
+        if let (GroupLayout::Strided { channels, inner: 1, .. }, Some(columns)) = (scheme.layout, columns) {
+            let mut at = 0;
+            while at < values.len() {
+                let first = (start + at) % channels;
+                let run = (channels - first).min(values.len() - at);
+                let codes = &mut codes[at..at + run];
+                sums.merge(&kernel::quantize_columns(&values[at..at + run], columns, first, scheme.arithmetic, scheme.rule.grid, codes));
+                at += run;
+            }
+            return sums;
+        }
+        scheme.layout.for_each_run(elements, |group, run| {
+            let run = run.start - start..run.end - start;
+            sums.merge(&kernel::quantize(&values[run.clone()], params[group], scheme.arithmetic, scheme.rule.grid, &mut codes[run]));
+        });
+        sums
+    }
+
+    fn store_params(&self, tensor: usize, parts: Range<usize>, bytes: &mut Vec<u8>, store: fn(&Params, &mut Vec<u8>)) {
+        let state = &self.states[&tensor];
+        state.is_quantized.wait();
+        if let Some(params) = state.observed.get() {
+            params.iter().for_each(|params| store(params, bytes));
+            return;
+        }
+        let done = state.parts.lock().expect("no job panics while it holds this lock");
+        for (_, part) in done.range(parts) {
+            part.params.iter().for_each(|params| store(params, bytes));
+        }
+    }
+}
+
+/// Pieces whose params one job stores.
+const PARAM_PIECES: usize = 64;
+
+/// Whether pieces hold whole groups, and groups do not depend on each other.
+fn is_local(scheme: &TensorScheme) -> bool {
+    matches!(scheme.layout, GroupLayout::Contiguous { row, .. } if row <= LONGEST_LOCAL)
+        && scheme.observer.joint(&scheme.target()).is_none()
+}
+
+/// Elements of each piece but the last: whole rows of groups where possible, and even, for codes of four bits.
+fn piece_len(scheme: &TensorScheme) -> usize {
+    if !is_local(scheme) {
+        return PIECE;
+    }
+    let row = scheme.layout.row_len();
+    let rows = (PIECE / row).max(1);
+    row * if row % 2 == 1 { rows.next_multiple_of(2) } else { rows }
+}
+
+impl Jobs for QuantizeJobs<'_> {
+    fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    fn offset(&self, job: usize) -> Option<u64> {
+        self.jobs[job].offset
+    }
+
+    fn run(&self, job: usize, bytes: &mut Vec<u8>, scratch: &mut Scratch) -> Result<()> {
+        match &self.jobs[job].work {
+            Work::Copy { tensor, bytes: range } => bytes.extend_from_slice(&self.model.tensor_bytes(*tensor)[range.clone()]),
+            Work::CheckFinite { tensor } => observe::check_finite(self.model, *tensor)?,
+            Work::Observe { tensor } => self.observe(*tensor)?,
+            Work::Quantize { tensor, part, elements } => self.quantize(*tensor, *part, elements.clone(), bytes, scratch)?,
+            Work::Scales { tensor, parts } => {
+                self.store_params(*tensor, parts.clone(), bytes, |params, bytes| bytes.extend_from_slice(&params.scale.to_le_bytes()));
+            }
+            Work::ZeroPoints { tensor, parts } => {
+                self.store_params(*tensor, parts.clone(), bytes, |params, bytes| bytes.push(params.zero_point as u8));
+            }
+        }
+        Ok(())
+    }
+
+    fn weight(&self, job: usize) -> u64 {
+        match &self.jobs[job].work {
+            Work::Copy { bytes, .. } => bytes.len() as u64,
+            Work::Quantize { tensor, elements, .. } => elements.len() as u64 * self.model.tensors()[*tensor].info.dtype.bits() / 8,
+            _ => 0,
+        }
+    }
+}

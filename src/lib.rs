@@ -3,8 +3,11 @@
 //! A run is five verbs: **read** ([`formats`]) → **observe** ([`observers`]) → **choose** and **quantize**
 //! ([`plan`], [`quant`]) → **write** ([`outputs`]); [`pipeline`] is the page that shows them in order.
 
+pub mod compare;
+pub mod dequantize;
 pub mod error;
 pub mod formats;
+pub mod inspect;
 pub mod method;
 pub mod model;
 pub mod observers;
@@ -17,5 +20,6 @@ pub mod report;
 pub mod simd;
 pub mod stream;
 pub mod tensor;
+pub mod verify;
 
 pub use error::{Error, Result};

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::formats::mmap::MappedFile;
 use crate::tensor::{TensorInfo, decode_f32};
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -127,9 +128,16 @@ impl Model {
         &self.file_of(tensor).bytes()[self.tensors[tensor].info.bytes.clone()]
     }
 
-    /// The tensor with this name.
-    pub fn find(&self, name: &str) -> Option<usize> {
-        self.tensors.iter().position(|tensor| tensor.info.name == name)
+    /// Tensors by name.
+    pub fn index(&self) -> HashMap<&str, usize> {
+        self.tensors.iter().enumerate().map(|(i, tensor)| (tensor.info.name.as_str(), i)).collect()
+    }
+
+    /// The tensors of a file, in the order in which its header lists them.
+    pub fn in_header_order(&self, file: usize) -> Vec<usize> {
+        let mut tensors: Vec<usize> = (0..self.tensors.len()).filter(|tensor| self.tensors[*tensor].file == file).collect();
+        tensors.sort_by_key(|tensor| self.tensors[*tensor].info.position);
+        tensors
     }
 
     /// The values `elements` of a [decodable](crate::tensor::Dtype::is_decodable) tensor as f32, in row-major order:

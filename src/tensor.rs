@@ -126,6 +126,8 @@ pub struct TensorInfo {
     pub dtype: Dtype,
     /// The dimensions, outermost first; empty for a scalar.
     pub shape: Vec<usize>,
+    /// Its place among the tensors of the header.
+    pub position: usize,
     /// Where its bytes lie in the file, in bytes from the file's start.
     pub bytes: Range<usize>,
 }

@@ -1,13 +1,50 @@
 //! `qtool dequantize`.
 
-use super::Done;
+use super::options::{self, DurabilityValue};
+use super::progress::Bar;
+use super::{Done, print};
+use qtool::pipeline::Destination;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
 
-/// dequantize
+/// Write the float model that a quantized one stands for: original names, types and order
+///
+/// `model.int8.safetensors` becomes `model.int8.float.safetensors` unless -o says otherwise; a directory DIR, `DIR-float`.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    file: std::path::PathBuf,
+    /// An output of qtool: its sidecar, its file of weights or its directory
+    quantized: PathBuf,
+    /// The float model
+    #[arg(long, short)]
+    output: Option<PathBuf>,
+    /// Replace an existing output
+    #[arg(long)]
+    force: bool,
+    /// Whether files are on the disk when success is reported
+    #[arg(long, value_enum, default_value = "fsync")]
+    durability: DurabilityValue,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    read: options::Read,
+    /// Print nothing but errors
+    #[arg(long, short)]
+    quiet: bool,
 }
 
-pub(super) fn run(_arguments: &Arguments) -> Done {
-    Ok(())
+pub(super) fn run(arguments: &Arguments) -> Done {
+    let destination = Destination {
+        output: arguments.output.clone(),
+        sidecar: None,
+        force: arguments.force,
+        in_place: false,
+        durability: arguments.durability.into(),
+    };
+    let threads = options::threads(arguments.threads);
+    let bar = Bar::new(0, arguments.quiet);
+    let written = qtool::dequantize::dequantize(&arguments.quantized, &destination, &arguments.read.options(), threads, &bar);
+    bar.finish();
+    let written = written?;
+    if arguments.quiet { Ok(()) } else { print::result(&format!("wrote {}\n", qtool::error::show_path(&written))) }
 }

@@ -1,13 +1,29 @@
 //! `qtool inspect`.
 
-use super::Done;
+use super::{Done, options};
+use qtool::report::terminal;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
 
-/// inspect
+/// List the tensors of a model: types, shapes, ranges, and what would be quantized
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    file: std::path::PathBuf,
+    /// A .safetensors file, or a directory in Hugging Face layout
+    model: PathBuf,
+    /// Read headers only: no ranges and histograms
+    #[arg(long)]
+    headers: bool,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    read: options::Read,
+    #[command(flatten)]
+    print: options::Output,
 }
 
-pub(super) fn run(_arguments: &Arguments) -> Done {
-    Ok(())
+pub(super) fn run(arguments: &Arguments) -> Done {
+    let threads = options::threads(arguments.threads);
+    let found = qtool::inspect::inspect(&arguments.model, &arguments.read.options(), !arguments.headers, threads)?;
+    arguments.print.show(&found, || terminal::inspection(&found))
 }

@@ -1,7 +1,9 @@
 //! Options that several commands share, and how their values are read.
 
-use clap::Args;
+use super::print;
+use clap::{Args, ValueEnum};
 use qtool::formats::ReadOptions;
+use qtool::outputs::staging::Durability;
 use std::num::NonZeroUsize;
 
 /// How a model is read.
@@ -29,6 +31,17 @@ pub(super) struct Output {
     pub quiet: bool,
 }
 
+impl Output {
+    /// Prints a result as asked for: as JSON, as text, or not at all.
+    pub(super) fn show(&self, value: &impl serde::Serialize, text: impl FnOnce() -> String) -> Result<(), print::Failed> {
+        match (self.json, self.quiet) {
+            (true, _) => print::json(value),
+            (false, true) => Ok(()),
+            (false, false) => print::result(&text()),
+        }
+    }
+}
+
 /// All cores, unless told otherwise.
 pub(super) fn threads(asked: Option<NonZeroUsize>) -> usize {
     asked.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
@@ -49,4 +62,22 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let (number, unit) = UNITS.iter().find_map(|(name, unit)| text.strip_suffix(name).map(|number| (number, *unit))).unwrap_or((text, 1));
     let wrong = || format!("expected a size such as 512MiB, found {text:?}");
     number.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
+}
+
+/// Whether outputs are on the disk when success is reported.
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum DurabilityValue {
+    /// Every file and directory is synced
+    Fsync,
+    /// The kernel writes when it likes
+    None,
+}
+
+impl From<DurabilityValue> for Durability {
+    fn from(value: DurabilityValue) -> Self {
+        match value {
+            DurabilityValue::Fsync => Durability::Fsync,
+            DurabilityValue::None => Durability::None,
+        }
+    }
 }

@@ -21,6 +21,11 @@ pub(super) fn json(value: &impl serde::Serialize) -> Result<(), Failed> {
     result(&(serde_json::to_string_pretty(value)? + "\n"))
 }
 
+/// The error of a check that was carried out and did not pass.
+pub(super) fn check_failed(message: String) -> Failed {
+    qtool::Error::Check(message).into()
+}
+
 /// Prints what went wrong and what can be done about it, and names the exit code.
 pub(super) fn failure(error: &Failed) -> ExitCode {
     let known = error.downcast_ref::<qtool::Error>();

@@ -1,13 +1,12 @@
 //! `qtool quantize`.
 
-use super::options::{self, parse_size};
+use super::Done;
+use super::options::{self, DurabilityValue, parse_size};
 use super::progress::Bar;
-use super::{Done, print};
 use clap::{Args, ValueEnum};
 use qtool::method::Method;
-use qtool::outputs::staging::Durability;
 use qtool::outputs::{OUTPUTS, Output};
-use qtool::pipeline::{HashSource, Prepared, Request};
+use qtool::pipeline::{Destination, HashSource, Prepared, Request};
 use qtool::quant::scheme::{CodeType, Convention, Granularity};
 use qtool::recipe::{Pattern, Recipe};
 use qtool::report::terminal;
@@ -99,12 +98,6 @@ pub(super) struct Arguments {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum DurabilityValue {
-    Fsync,
-    None,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
 enum HashSourceValue {
     Auto,
     Always,
@@ -153,19 +146,18 @@ impl Arguments {
         let form: &'static dyn Output = *OUTPUTS.iter().find(|output| output.name() == self.format).expect("clap has checked the name");
         Ok(Request {
             model: self.model.clone(),
-            output: self.output.clone(),
-            sidecar: self.sidecar.clone(),
+            destination: Destination {
+                output: self.output.clone(),
+                sidecar: self.sidecar.clone(),
+                force: self.force,
+                in_place: self.in_place,
+                durability: self.durability.into(),
+            },
             recipe,
             form,
             read: self.read.options(),
             threads: options::threads(self.threads),
             max_memory: self.max_memory,
-            force: self.force,
-            in_place: self.in_place,
-            durability: match self.durability {
-                DurabilityValue::Fsync => Durability::Fsync,
-                DurabilityValue::None => Durability::None,
-            },
             hash_source: match self.hash_source {
                 HashSourceValue::Auto => HashSource::Auto,
                 HashSourceValue::Always => HashSource::Always,
@@ -182,19 +174,11 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     let print = &arguments.print;
     if arguments.dry_run {
         let report = prepared.report();
-        return match (print.json, print.quiet) {
-            (true, _) => print::json(&report),
-            (false, true) => Ok(()),
-            (false, false) => print::result(&terminal::plan(&report, prepared.buffer_bytes())),
-        };
+        return print.show(&report, || terminal::plan(&report, prepared.buffer_bytes()));
     }
     let bar = Bar::new(prepared.model_bytes(), print.quiet);
     let report = prepared.run(&bar);
     bar.finish();
     let report = report?;
-    match (print.json, print.quiet) {
-        (true, _) => print::json(&report),
-        (false, true) => Ok(()),
-        (false, false) => print::result(&terminal::summary(&report, started.elapsed(), arguments.verbose)),
-    }
+    print.show(&report, || terminal::summary(&report, started.elapsed(), arguments.verbose))
 }

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// A file mapped for reading, and what it looked like when it was.
-pub struct MappedFile {
+pub(crate) struct MappedFile {
     path: PathBuf,
     map: memmap2::Mmap,
     identity: Identity,
@@ -53,12 +53,12 @@ impl MappedFile {
     }
 
     /// Where it was opened.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The whole content.
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
     }
 
@@ -67,7 +67,7 @@ impl MappedFile {
     /// # Errors
     ///
     /// [`Error::Changed`] with what happened.
-    pub fn check_unchanged(&self) -> Result<()> {
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
         let changed = |found| Err(Error::Changed { path: self.path.clone(), found });
         let Ok(stat) = rustix::fs::statat(CWD, &self.path, AtFlags::empty()) else {
             return changed("gone");

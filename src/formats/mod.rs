@@ -13,7 +13,6 @@ use crate::model::Model;
 use mmap::MappedFile;
 use std::path::Path;
 
-pub(crate) use directory::INDEX as DIRECTORY_INDEX;
 pub(crate) use json::{parse_object, shorten};
 
 /// Bounds on what a file may ask of the reader, and how far it may lead it.

@@ -73,7 +73,7 @@ pub(super) fn read_file(file: MappedFile, options: &ReadOptions) -> Result<(Sour
         if name == METADATA {
             metadata = read_metadata(value.get()).map_err(|e| malformed(format!("{METADATA}: {e}")))?;
         } else {
-            tensors.push(read_entry(&path, name.into_owned(), value.get(), data_start, options)?);
+            tensors.push(TensorInfo { position: tensors.len(), ..read_entry(&path, name.into_owned(), value.get(), data_start, options)? });
         }
     }
     tensors.sort_by(|a, b| (a.bytes.start, a.bytes.end).cmp(&(b.bytes.start, b.bytes.end)));
@@ -137,7 +137,7 @@ fn read_entry(path: &Path, name: String, text: &str, data_start: usize, options:
     let (Some(start), Some(end)) = (absolute(begin), absolute(end)) else {
         return fail(format!("data_offsets: expected offsets within the file, found [{begin}, {end}]"));
     };
-    Ok(TensorInfo { name, dtype, shape: entry.shape.into_iter().map(|d| d as usize).collect(), bytes: start..end })
+    Ok(TensorInfo { name, dtype, shape: entry.shape.into_iter().map(|d| d as usize).collect(), position: 0, bytes: start..end })
 }
 
 /// Tensors, sorted by offset, must follow each other from the end of the header to the end of the file.

@@ -1,8 +1,6 @@
 //! The safetensors container as it is written: header and places.
 //!
-//! Tensors of wide types come first, so that every tensor is aligned to its element size although codes may have any
-//! length; PyTorch's loader needs that. Within a width the order is the one given. The header is padded with spaces
-//! to 8 bytes and its members are in the order given.
+//! The header is padded with spaces to 8 bytes and its members are in the order given.
 
 use crate::tensor::Dtype;
 use serde_json::json;
@@ -32,9 +30,21 @@ pub(crate) struct Container {
 /// Alignment of the data section, in bytes, as the reference writer's.
 const ALIGNMENT: usize = 8;
 
-pub(crate) fn lay_out(entries: &[Entry], metadata: &[(String, String)]) -> Container {
+/// The order of tensor bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Wide types first, so that every tensor is aligned to its element size although codes may have any length, which
+    /// PyTorch's loader needs. Within a width, as given.
+    WidestFirst,
+    /// As given.
+    AsGiven,
+}
+
+pub(crate) fn lay_out(entries: &[Entry], metadata: &[(String, String)], data: Order) -> Container {
     let mut order: Vec<usize> = (0..entries.len()).collect();
-    order.sort_by_key(|i| std::cmp::Reverse(entries[*i].dtype.bits().max(8)));
+    if data == Order::WidestFirst {
+        order.sort_by_key(|i| std::cmp::Reverse(entries[*i].dtype.bits().max(8)));
+    }
     let mut places = vec![0..0; entries.len()];
     let mut end = 0;
     for i in order {

@@ -4,11 +4,14 @@
 //! collisions are known before any value is read. The [`pipeline`](crate::pipeline) fills the files. A new form is a
 //! file with an implementation of [`Output`], its `mod` line and its entry in [`OUTPUTS`].
 
+pub(crate) mod assemble;
 pub(crate) mod container;
 pub mod document;
+pub mod quantized;
 pub(crate) mod record;
 pub(crate) mod sidecar;
 pub mod staging;
+pub(crate) mod target;
 
 use crate::error::Result;
 use crate::model::Model;
@@ -46,6 +49,13 @@ pub(crate) struct OutputLayout {
     pub files: Vec<FileLayout>,
     /// Small files made from the model's, such as its index: name and content.
     pub documents: Vec<(String, Vec<u8>)>,
+}
+
+impl OutputLayout {
+    /// Size of the files of weights, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.len).sum()
+    }
 }
 
 /// A form of output.

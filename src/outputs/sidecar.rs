@@ -4,10 +4,9 @@
 //! tensors and channels are in the JSON; those of groups are too many and become tensors `NAME.scale` and, unless the
 //! scheme is symmetric, `NAME.zero_point`. Everything else is copied bit for bit.
 
-use super::container::{self, Entry};
+use super::container::{self, Entry, Order};
 use super::{Content, FileLayout, Output, OutputLayout};
 use crate::error::{Error, Result, show_name};
-use crate::formats::DIRECTORY_INDEX;
 use crate::model::{Layout, Model};
 use crate::plan::{Decision, Plan, TensorScheme};
 use crate::quant::packing::packed_shape;
@@ -39,7 +38,6 @@ impl Output for Sidecar {
         "codes in safetensors, scales and zero points in a JSON file beside it"
     }
 
-    #[expect(private_interfaces, reason = "forms are written in this crate only")]
     fn lay_out(&self, model: &Model, plan: &Plan) -> Result<OutputLayout> {
         check_names(model, plan)?;
         let mut files = Vec::with_capacity(model.files().len());
@@ -63,20 +61,22 @@ impl Output for Sidecar {
                 weight_map.insert(entry.name.clone(), json!(source.name()));
                 total_size += entry.len();
             }
-            let container = container::lay_out(&entries, &metadata);
+            let container = container::lay_out(&entries, &metadata, Order::WidestFirst);
             let mut contents: Vec<_> = contents.into_iter().zip(container.places).collect();
             contents.sort_by_key(|(_, place)| (place.start, place.end));
             files.push(FileLayout { name: source.name().into_owned(), header: container.header, contents, len: container.len });
         }
-        let mut documents = Vec::new();
-        if let Layout::Directory { index: Some(name) } = model.layout() {
-            debug_assert_eq!(name, DIRECTORY_INDEX);
-            let index: Value = json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
-            let text = serde_json::to_string_pretty(&index).expect("a JSON value can be written") + "\n";
-            documents.push((name.to_owned(), text.into_bytes()));
-        }
+        let documents = index_document(model, weight_map, total_size).into_iter().collect();
         Ok(OutputLayout { files, documents })
     }
+}
+
+/// The index of a sharded model, rewritten for other tensors.
+pub(crate) fn index_document(model: &Model, weight_map: Map<String, Value>, total_size: u64) -> Option<(String, Vec<u8>)> {
+    let Layout::Directory { index: Some(name) } = model.layout() else { return None };
+    let index = json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
+    let text = serde_json::to_string_pretty(&index).expect("a JSON value can be written") + "\n";
+    Some((name.to_owned(), text.into_bytes()))
 }
 
 fn add_quantized(name: &str, shape: &[usize], tensor: usize, scheme: &TensorScheme, entries: &mut Vec<Entry>, contents: &mut Vec<Content>) {

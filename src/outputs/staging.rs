@@ -201,13 +201,16 @@ pub(crate) fn create_allocated(path: &Path, len: u64) -> Result<File> {
     Ok(file)
 }
 
+/// Makes the contents of files last before they appear.
+pub(crate) fn sync_files(files: &[StagedFile], durability: Durability) -> Result<()> {
+    match durability {
+        Durability::None => Ok(()),
+        Durability::Fsync => files.iter().try_for_each(|staged| staged.file.sync_all().map_err(|e| Error::io(&staged.path, "fsync", e))),
+    }
+}
+
 /// Publishes files of one set in order, all of them or an error; they may be in different directories.
 pub(crate) fn publish_files(files: Vec<StagedFile>, replace: bool, durability: Durability) -> Result<()> {
-    if durability == Durability::Fsync {
-        for staged in &files {
-            staged.file.sync_all().map_err(|e| Error::io(&staged.path, "fsync", e))?;
-        }
-    }
     let dirs: BTreeSet<PathBuf> = files.iter().map(|staged| parent(&staged.path).to_owned()).collect();
     let _locks: Vec<Option<OwnedFd>> = dirs.iter().map(|dir| lock_dir(dir)).collect();
     if !replace {

@@ -3,13 +3,14 @@
 pub mod terminal;
 
 use crate::model::Model;
+use crate::outputs::target::Target;
 use crate::plan::{Decision, Plan};
 use crate::quant::metrics::{ErrorSums, Metrics};
 use crate::quant::scheme::CodeType;
 use crate::stream::quantize::Outcome;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What became of a model, or would.
 #[derive(Clone, Debug, Serialize)]
@@ -67,14 +68,7 @@ pub enum TensorOutcome {
 }
 
 impl QuantizeReport {
-    pub(crate) fn new(
-        model: &Model,
-        plan: &Plan,
-        outcomes: &BTreeMap<usize, Outcome>,
-        output: &Path,
-        sidecar: &Path,
-        bytes_after: u64,
-    ) -> Self {
+    pub(crate) fn new(model: &Model, plan: &Plan, outcomes: &BTreeMap<usize, Outcome>, target: &Target, bytes_after: u64) -> Self {
         let mut total = ErrorSums::default();
         outcomes.values().for_each(|outcome| total.merge(&outcome.sums));
         let report = |(tensor, decision): (usize, &Decision)| {
@@ -93,8 +87,8 @@ impl QuantizeReport {
         QuantizeReport {
             bytes_before: model.bytes(),
             bytes_after,
-            output: output.to_owned(),
-            sidecar: sidecar.to_owned(),
+            output: target.output.clone(),
+            sidecar: target.sidecar.clone().unwrap_or_default(),
             tensors: plan.decisions.iter().enumerate().map(report).collect(),
             total: (!outcomes.is_empty()).then(|| total.metrics()),
         }

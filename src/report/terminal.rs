@@ -1,8 +1,11 @@
 //! Text for people: plans, summaries and tables, readable without colour, every name escaped.
 
 use super::{QuantizeReport, TensorOutcome, TensorReport};
+use crate::compare::{Comparison, Difference, TensorDifference};
 use crate::error::{show_name, show_path};
+use crate::inspect::{Inspection, ValueSummary};
 use crate::quant::metrics::Metrics;
+use crate::verify::Verification;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
@@ -132,4 +135,74 @@ fn advice(report: &QuantizeReport, worst: Option<Metrics>) -> String {
         Some(db) if db < LOW_SQNR_DB => "some tensors lost much: try --observer mse, --granularity per-group:128, or --exclude them".into(),
         _ => format!("qtool verify {output}"),
     }
+}
+
+/// What `inspect` prints.
+pub fn inspection(found: &Inspection) -> String {
+    let mut rows = vec![["tensor", "dtype", "shape", "min", "max", "values", "quantize"].map(String::from).to_vec()];
+    for tensor in &found.tensors {
+        let (min, max, values) = match &tensor.values {
+            Some(values) => (format!("{:.4}", values.min), format!("{:.4}", values.max), sparkline(values)),
+            None => Default::default(),
+        };
+        let plan = if tensor.plan == "quantize" { "yes".to_owned() } else { format!("no: {}", tensor.plan) };
+        rows.push(vec![show_name(&tensor.name).to_string(), tensor.dtype.to_owned(), shape(&tensor.shape), min, max, values, plan]);
+    }
+    let files = if found.files == 1 { "1 file".to_owned() } else { format!("{} files", found.files) };
+    let mut text = format!("{} tensors in {files}, {}\n", found.tensors.len(), bytes(found.bytes));
+    for (key, value) in &found.metadata {
+        let _ = writeln!(text, "metadata {} = {}", show_name(key), show_name(value));
+    }
+    text + &table(&rows, &[3, 4])
+}
+
+/// A histogram in one line; the heights are those of the square roots, so that tails can be seen.
+fn sparkline(values: &ValueSummary) -> String {
+    const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let largest = values.histogram.iter().copied().max().unwrap_or(0).max(1) as f64;
+    let bar = |count: &u64| BARS[((*count as f64 / largest).sqrt() * 8.0).ceil() as usize];
+    let bars: String = values.histogram.iter().map(bar).collect();
+    if values.finite { bars } else { format!("{bars} not finite") }
+}
+
+/// What `compare` prints; tensors that fail a gate are marked.
+pub fn comparison(found: &Comparison, failing: &[&TensorDifference]) -> String {
+    let mut rows = vec![["tensor", "SQNR", "MSE", "max abs", "cosine", ""].map(String::from).to_vec()];
+    let cells = |name: String, difference: &Difference, note: &str| {
+        let Difference { cosine, max_abs, mse, .. } = *difference;
+        let cosine = cosine.map_or("none".to_owned(), |cosine| format!("{cosine:.6}"));
+        vec![
+            name,
+            sqnr(&Metrics { sqnr_db: difference.sqnr_db, mse, max_abs }),
+            format!("{mse:.3e}"),
+            format!("{max_abs:.3e}"),
+            cosine,
+            note.into(),
+        ]
+    };
+    for tensor in &found.tensors {
+        let fails = failing.iter().any(|failing| failing.name == tensor.name);
+        let note = match (fails, tensor.quantized) {
+            (true, _) => "FAILS",
+            (false, true) => "",
+            (false, false) => "float",
+        };
+        rows.push(cells(show_name(&tensor.name).to_string(), &tensor.difference, note));
+    }
+    rows.push(cells("total".into(), &found.total, ""));
+    table(&rows, &[1, 2, 3, 4])
+}
+
+/// What `verify` prints.
+pub fn verification(found: &Verification) -> String {
+    let mut text = String::new();
+    for name in &found.intact {
+        let _ = writeln!(text, "intact  {}", show_name(name));
+    }
+    for finding in &found.findings {
+        let _ = writeln!(text, "BROKEN  {finding}");
+    }
+    let verdict = if found.findings.is_empty() { "whole" } else { "not whole" };
+    let _ = writeln!(text, "{}: {verdict}", show_path(&found.sidecar));
+    text
 }

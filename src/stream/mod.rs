@@ -34,6 +34,8 @@ impl Progress for Silent {
 /// Reusable buffers of one thread.
 #[derive(Default)]
 pub(crate) struct Scratch {
+    /// For values of quantized tensors.
+    pub dequantize: crate::outputs::quantized::DequantizeScratch,
     /// For values as f32.
     pub values: Vec<f32>,
 }
@@ -115,3 +117,28 @@ pub(crate) fn run(
 
 /// One being filled, one waiting to be hashed.
 const BUFFERS_PER_THREAD: usize = 2;
+
+/// `work(0), work(1), …` in order, done on `threads` threads.
+pub(crate) fn map<T: Send>(count: usize, threads: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let done: Mutex<Vec<(usize, T)>> = Mutex::new(Vec::with_capacity(count));
+    let run = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                break;
+            }
+            let result = work(index);
+            done.lock().expect("no thread panics while it holds this lock").push((index, result));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.min(count) {
+            scope.spawn(run);
+        }
+        run();
+    });
+    let mut done = done.into_inner().expect("no thread panics while it holds this lock");
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
+}

@@ -1,0 +1,138 @@
+//! Back to float: every tensor under its name, in its type and in the order of the original file.
+//!
+//! `value = (code - zero_point) * scale` in f32, rounded to the original type. Tensors that were kept come back bit for
+//! bit.
+
+use crate::error::Result;
+use crate::formats::ReadOptions;
+use crate::outputs::assemble::assemble;
+use crate::outputs::container::{self, Entry, Order};
+use crate::outputs::quantized::QuantizedModel;
+use crate::outputs::sidecar::index_document;
+use crate::outputs::target::{Destination, Target};
+use crate::outputs::{Content, FileLayout, OutputLayout};
+use crate::stream::{self, Jobs, Progress, Scratch};
+use crate::tensor::encode_f32;
+use serde_json::{Map, json};
+use std::collections::HashSet;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// What is appended to the name of an output unless it is given one.
+const TAG: &str = "float";
+
+/// Elements of a piece.
+const PIECE: usize = 1 << 17;
+
+/// Writes the float model that `quantized` stands for; returns where.
+///
+/// # Errors
+///
+/// As [`QuantizedModel::open`]; [`crate::Error::Usage`] if the output exists; [`crate::Error::Io`] if it cannot be written.
+pub fn dequantize(
+    quantized: &Path,
+    destination: &Destination,
+    read: &ReadOptions,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<PathBuf> {
+    let quantized = QuantizedModel::open(quantized, read)?;
+    let layout = lay_out(&quantized);
+    let target = Target::choose(destination, &quantized.model, TAG, false, layout.bytes())?;
+    let fill = &mut |file: &std::fs::File, path: &Path, layout: &FileLayout| {
+        stream::run(&DequantizeJobs::new(&quantized, layout), file, path, &layout.header, threads, progress)
+    };
+    assemble(&target, &quantized.model, &layout, fill, |_| None)?;
+    Ok(target.output)
+}
+
+fn lay_out(quantized: &QuantizedModel) -> OutputLayout {
+    let model = &quantized.model;
+    let (mut weight_map, mut total_size) = (Map::new(), 0);
+    let own: HashSet<usize> = quantized.tensors().collect();
+    let file_layout = |(index, source): (usize, &crate::model::SourceFile)| {
+        let tensors: Vec<usize> = model.in_header_order(index).into_iter().filter(|tensor| own.contains(tensor)).collect();
+        let entry = |tensor: &usize| {
+            let name = model.tensors()[*tensor].info.name.clone();
+            Entry { name, dtype: quantized.dtype(*tensor), shape: quantized.shape(*tensor).to_vec() }
+        };
+        let entries: Vec<Entry> = tensors.iter().map(entry).collect();
+        for entry in &entries {
+            weight_map.insert(entry.name.clone(), json!(source.name()));
+            total_size += entry.len();
+        }
+        let container = container::lay_out(&entries, source.metadata(), Order::AsGiven);
+        let contents = tensors.into_iter().map(Content::Source).zip(container.places).collect();
+        FileLayout { name: source.name().into_owned(), header: container.header, contents, len: container.len }
+    };
+    let files = model.files().iter().enumerate().map(file_layout).collect();
+    OutputLayout { files, documents: index_document(model, weight_map, total_size).into_iter().collect() }
+}
+
+/// Jobs for one file: each converts or copies a piece of a tensor.
+struct DequantizeJobs<'a> {
+    quantized: &'a QuantizedModel,
+    jobs: Vec<Job>,
+}
+
+struct Job {
+    offset: u64,
+    tensor: usize,
+    piece: Piece,
+}
+
+enum Piece {
+    /// Elements to dequantize.
+    Values(Range<usize>),
+    /// Bytes to copy.
+    Bytes(Range<usize>),
+}
+
+impl<'a> DequantizeJobs<'a> {
+    fn new(quantized: &'a QuantizedModel, layout: &FileLayout) -> Self {
+        let mut jobs = Vec::new();
+        for (content, place) in &layout.contents {
+            let Content::Source(tensor) = *content else { unreachable!("float layouts hold whole tensors only") };
+            let stored = quantized.model.tensor_bytes(tensor).len();
+            let elements = quantized.shape(tensor).iter().product();
+            let (len, width) = if quantized.is_quantized(tensor) { (elements, place.end - place.start) } else { (stored, stored as u64) };
+            let width = if len == 0 { 0 } else { width / len as u64 };
+            for start in (0..len).step_by(PIECE) {
+                let range = start..(start + PIECE).min(len);
+                let piece = if quantized.is_quantized(tensor) { Piece::Values(range) } else { Piece::Bytes(range) };
+                jobs.push(Job { offset: place.start + start as u64 * width, tensor, piece });
+            }
+        }
+        DequantizeJobs { quantized, jobs }
+    }
+}
+
+impl Jobs for DequantizeJobs<'_> {
+    fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    fn offset(&self, job: usize) -> Option<u64> {
+        Some(self.jobs[job].offset)
+    }
+
+    fn run(&self, job: usize, bytes: &mut Vec<u8>, scratch: &mut Scratch) -> Result<()> {
+        let Job { tensor, piece, .. } = &self.jobs[job];
+        match piece {
+            Piece::Bytes(range) => bytes.extend_from_slice(&self.quantized.model.tensor_bytes(*tensor)[range.clone()]),
+            Piece::Values(range) => {
+                let dtype = self.quantized.dtype(*tensor);
+                let values = self.quantized.values(*tensor, range.clone(), &mut scratch.dequantize);
+                bytes.resize(values.len() * dtype.bytes().expect("source types have whole bytes") as usize, 0);
+                encode_f32(dtype, values, bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn weight(&self, job: usize) -> u64 {
+        match &self.jobs[job].piece {
+            Piece::Values(range) | Piece::Bytes(range) => range.len() as u64,
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Where outputs go, decided and checked before any work: nothing is replaced or mixed up by surprise.
+
+use super::document::{DIRECTORY_SIDECAR, sidecar_path};
+use super::staging::{self, Durability};
+use crate::error::{Error, Result, show_path};
+use crate::model::{Layout, Model};
+use std::path::{Path, PathBuf};
+
+/// What the user says about where outputs go.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// The main output. Default: beside the model, with a name of its own.
+    pub output: Option<PathBuf>,
+    /// The sidecar. Default: beside the output.
+    pub sidecar: Option<PathBuf>,
+    /// Whether existing outputs are replaced.
+    pub force: bool,
+    /// Whether the output may be the input.
+    pub in_place: bool,
+    /// Whether outputs are made to last before success is reported.
+    pub durability: Durability,
+}
+
+/// Where outputs will go.
+pub(crate) struct Target {
+    pub output: PathBuf,
+    /// `None` for outputs that have none.
+    pub sidecar: Option<PathBuf>,
+    pub is_directory: bool,
+    pub replace: bool,
+    pub durability: Durability,
+}
+
+impl Target {
+    /// Names the outputs made from `model`: `model.safetensors` → `model.TAG.safetensors`, `DIR` → `DIR-TAG`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] if an output exists, is the input or is of the wrong kind; [`Error::Io`] if its directory cannot
+    /// be written to or has not `bytes` bytes free.
+    pub(crate) fn choose(destination: &Destination, model: &Model, tag: &str, with_sidecar: bool, bytes: u64) -> Result<Self> {
+        let is_directory = matches!(model.layout(), Layout::Directory { .. });
+        let default = if destination.in_place { model.path().to_owned() } else { default_output(model, tag) };
+        let output = destination.output.clone().unwrap_or(default);
+        let sidecar = match (&destination.sidecar, is_directory) {
+            _ if !with_sidecar => None,
+            (Some(_), true) => {
+                return Err(Error::Usage("--sidecar: expected a model file, found a directory, whose sidecar is within it".into()));
+            }
+            (None, true) => Some(output.join(DIRECTORY_SIDECAR)),
+            (Some(sidecar), false) => Some(sidecar.clone()),
+            (None, false) => Some(sidecar_path(&output)),
+        };
+        let replace = destination.force || destination.in_place;
+        let target = Target { output, sidecar, is_directory, replace, durability: destination.durability };
+        target.check(model.path(), destination.in_place)?;
+        check_space(staging::parent(&target.output), bytes)?;
+        Ok(target)
+    }
+
+    /// Every path that will appear beside others: a directory's sidecar is within it.
+    fn appearing(&self) -> impl Iterator<Item = &PathBuf> {
+        std::iter::once(&self.output).chain(self.sidecar.as_ref().filter(|_| !self.is_directory))
+    }
+
+    fn check(&self, input: &Path, in_place: bool) -> Result<()> {
+        let usage = |path: &Path, message: &str| Err(Error::Usage(format!("{}: {message}", show_path(path))));
+        for path in self.appearing() {
+            if path.file_name().is_none() {
+                return usage(path, "output: expected a file name");
+            }
+            match path.metadata() {
+                Ok(found) if found.is_dir() && !self.is_directory => {
+                    return usage(path, "output: expected a file for a file, found a directory");
+                }
+                Ok(found) if found.is_file() && self.is_directory => {
+                    return usage(path, "output: expected a directory for a directory, found a file");
+                }
+                Ok(found) if !found.is_dir() && !found.is_file() => {
+                    return usage(path, "output: expected a regular file, found a device or a FIFO");
+                }
+                _ => {}
+            }
+            let dir = staging::parent(path);
+            match dir.metadata() {
+                Err(e) => return Err(Error::io(dir, "open output directory", e)),
+                Ok(found) if !found.is_dir() => return usage(dir, "output directory: expected a directory"),
+                Ok(_) => {
+                    rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).map_err(|e| Error::io(dir, "write to output directory", e))?
+                }
+            }
+        }
+        if same_file(&self.output, input) && !in_place {
+            return usage(&self.output, "output: expected another file than the input, found the input (--in-place allows it)");
+        }
+        if let Some(sidecar) = self.sidecar.as_ref().filter(|_| !self.is_directory) {
+            if same_file(sidecar, input) || *sidecar == self.output {
+                return usage(sidecar, "sidecar: expected another file than the weights, found the same");
+            }
+            if staging::parent(sidecar) != staging::parent(&self.output) {
+                return usage(sidecar, "sidecar: expected a file beside the output, found another directory");
+            }
+        }
+        match self.appearing().find(|path| !self.replace && path.symlink_metadata().is_ok()) {
+            Some(existing) => Err(staging::already_exists(existing)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn default_output(model: &Model, tag: &str) -> PathBuf {
+    let path = model.path();
+    if let Layout::Directory { .. } = model.layout() {
+        // `.` and `..` have no name of their own to append to.
+        let named = if path.file_name().is_some() { path.to_owned() } else { path.canonicalize().unwrap_or_else(|_| path.to_owned()) };
+        let mut name = named.file_name().unwrap_or_default().to_owned();
+        name.push(format!("-{tag}"));
+        return named.with_file_name(name);
+    }
+    let mut name = path.file_stem().unwrap_or_default().to_owned();
+    name.push(format!(".{tag}.safetensors"));
+    path.with_file_name(name)
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (a.metadata(), b.metadata()) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+fn check_space(dir: &Path, bytes: u64) -> Result<()> {
+    let Ok(stat) = rustix::fs::statvfs(dir) else { return Ok(()) };
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if free >= bytes {
+        return Ok(());
+    }
+    let full =
+        std::io::Error::new(std::io::ErrorKind::StorageFull, format!("no space left on device: expected {bytes} bytes free, found {free}"));
+    Err(Error::io(dir, "allocate", full))
+}

@@ -1,0 +1,85 @@
+//! Whether an output is whole: its sidecar is valid, every file is there and unchanged, tensors fit their parameters.
+
+use crate::error::{Error, Result, show_name};
+use crate::formats::ReadOptions;
+use crate::formats::mmap::MappedFile;
+use crate::outputs::document::{self, Document, FileRecord};
+use crate::outputs::quantized::{QuantizedModel, is_contained};
+use crate::outputs::staging;
+use crate::stream::Progress;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// Bytes that are hashed between two reports of progress.
+const STEP: usize = 4 << 20;
+
+/// What [`verify`] found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verification {
+    /// The sidecar that was followed.
+    pub sidecar: PathBuf,
+    /// Files that are as the sidecar says.
+    pub intact: Vec<String>,
+    /// What is wrong, one line a finding; empty if the output is whole.
+    pub findings: Vec<String>,
+}
+
+/// Checks the output given as its sidecar, its file of weights or its directory.
+///
+/// # Errors
+///
+/// [`Error::Io`] if there is no sidecar or it cannot be read, [`Error::Malformed`] if it is not a sidecar. What is wrong
+/// with the files is no error but a finding.
+pub fn verify(output: &Path, read: &ReadOptions, progress: &dyn Progress) -> Result<Verification> {
+    let sidecar = document::find(output)?;
+    let document = Document::read(&sidecar)?;
+    let dir = staging::parent(&sidecar);
+    let (mut intact, mut findings) = (Vec::new(), Vec::new());
+    for record in &document.output.files {
+        match check_file(dir, record, progress) {
+            Ok(()) => intact.push(record.name.clone()),
+            Err(finding) => findings.push(finding),
+        }
+    }
+    let weights = output != sidecar && output.is_file();
+    if weights && !document.output.files.iter().any(|record| output.file_name().is_some_and(|name| name == record.name.as_str())) {
+        findings.push(format!("{}: expected to be a file of the sidecar's output, found no record of it", show(output)));
+    }
+    if findings.is_empty() {
+        if let Err(error) = QuantizedModel::open(output, read) {
+            findings.push(error.to_string());
+        }
+    }
+    Ok(Verification { sidecar, intact, findings })
+}
+
+fn check_file(dir: &Path, record: &FileRecord, progress: &dyn Progress) -> Result<(), String> {
+    let name = show_name(&record.name);
+    if !is_contained(&record.name) {
+        return Err(format!("{name}: expected a name within the sidecar's directory, found one that leads elsewhere"));
+    }
+    let Some(expected) = &record.blake3 else {
+        return Err(format!("{name}: expected a BLAKE3 hash in the sidecar, found none"));
+    };
+    let file = MappedFile::open(&dir.join(&record.name)).map_err(|error| match error {
+        Error::Io { source, .. } => format!("{name}: expected the file beside the sidecar, found {source}"),
+        other => other.to_string(),
+    })?;
+    if file.bytes().len() as u64 != record.bytes {
+        return Err(format!("{name}: expected {} bytes, found {}", record.bytes, file.bytes().len()));
+    }
+    let mut hasher = blake3::Hasher::new();
+    for piece in file.bytes().chunks(STEP) {
+        hasher.update(piece);
+        progress.advance(piece.len() as u64);
+    }
+    let found = hasher.finalize().to_hex();
+    if found.as_str() != expected {
+        return Err(format!("{name}: expected content of BLAKE3 {expected}, found {found}"));
+    }
+    Ok(())
+}
+
+fn show(path: &Path) -> String {
+    crate::error::show_path(path).to_string()
+}

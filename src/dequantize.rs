@@ -39,6 +39,7 @@ pub fn dequantize(
     let quantized = QuantizedModel::open(quantized, read)?;
     let layout = lay_out(&quantized);
     let target = Target::choose(destination, &quantized.model, TAG, false, layout.bytes())?;
+    progress.begin(layout.bytes());
     let fill = &mut |file: &std::fs::File, path: &Path, layout: &FileLayout| {
         stream::run(&DequantizeJobs::new(&quantized, layout), file, path, &layout.header, threads, progress)
     };
@@ -131,8 +132,10 @@ impl Jobs for DequantizeJobs<'_> {
     }
 
     fn weight(&self, job: usize) -> u64 {
-        match &self.jobs[job].piece {
-            Piece::Values(range) | Piece::Bytes(range) => range.len() as u64,
+        let Job { tensor, piece, .. } = &self.jobs[job];
+        match piece {
+            Piece::Bytes(range) => range.len() as u64,
+            Piece::Values(range) => range.len() as u64 * self.quantized.dtype(*tensor).bits() / 8,
         }
     }
 }

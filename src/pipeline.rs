@@ -87,6 +87,7 @@ impl Prepared {
     /// meanwhile, [`crate::Error::Io`] if the outputs cannot be written.
     pub fn run(self, progress: &dyn Progress) -> Result<QuantizeReport> {
         let Prepared { request, model, plan, layout, target } = &self;
+        progress.begin(model.bytes());
         let outcomes = RefCell::new(BTreeMap::new());
         std::thread::scope(|scope| {
             let hashing = scope.spawn(|| self.hash_sources());
@@ -114,11 +115,6 @@ impl Prepared {
     /// What would be done.
     pub fn report(&self) -> QuantizeReport {
         QuantizeReport::new(&self.model, &self.plan, &BTreeMap::new(), &self.target, self.layout.bytes())
-    }
-
-    /// Size of the model, in bytes.
-    pub fn model_bytes(&self) -> u64 {
-        self.model.bytes()
     }
 
     /// Most memory that buffers will take, in bytes.

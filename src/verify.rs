@@ -34,6 +34,7 @@ pub fn verify(output: &Path, read: &ReadOptions, progress: &dyn Progress) -> Res
     let sidecar = document::find(output)?;
     let document = Document::read(&sidecar)?;
     let dir = staging::parent(&sidecar);
+    progress.begin(document.output.files.iter().map(|record| record.bytes).fold(0, u64::saturating_add));
     let (mut intact, mut findings) = (Vec::new(), Vec::new());
     for record in &document.output.files {
         match check_file(dir, record, progress) {

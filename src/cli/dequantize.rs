@@ -42,7 +42,7 @@ pub(super) fn run(arguments: &Arguments) -> Done {
         durability: arguments.durability.into(),
     };
     let threads = options::threads(arguments.threads);
-    let bar = Bar::new(0, arguments.quiet);
+    let bar = Bar::new(arguments.quiet);
     let written = qtool::dequantize::dequantize(&arguments.quantized, &destination, &arguments.read.options(), threads, &bar);
     bar.finish();
     let written = written?;

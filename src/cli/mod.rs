@@ -54,7 +54,17 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => return print::clap_error(&error),
     };
     signals::install();
-    let done = match arguments.command {
+    // A panic is a bug; it must not look like one of the documented outcomes of a check or a write.
+    let done = std::panic::catch_unwind(|| run(arguments));
+    match done {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => print::failure(&error),
+        Err(_) => print::failure(&anyhow::anyhow!("internal error: this is a bug of qtool; nothing was written")),
+    }
+}
+
+fn run(arguments: Arguments) -> Done {
+    match arguments.command {
         Command::Quantize(arguments) => quantize::run(&arguments),
         Command::Dequantize(arguments) => dequantize::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
@@ -62,10 +72,6 @@ pub(crate) fn main() -> ExitCode {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => print::failure(&error),
     }
 }
 

@@ -7,10 +7,10 @@ use qtool::stream::Progress;
 pub(super) struct Bar(ProgressBar);
 
 impl Bar {
-    /// A bar for `bytes` bytes of input.
-    pub(super) fn new(bytes: u64, quiet: bool) -> Self {
+    /// A bar that waits to be told of the work.
+    pub(super) fn new(quiet: bool) -> Self {
         let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(10) };
-        let bar = ProgressBar::with_draw_target(Some(bytes), target);
+        let bar = ProgressBar::with_draw_target(None, target);
         let style = ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}  {bytes_per_sec}  {eta} left");
         bar.set_style(style.expect("the template is well formed"));
         Bar(bar)
@@ -23,6 +23,10 @@ impl Bar {
 }
 
 impl Progress for Bar {
+    fn begin(&self, total: u64) {
+        self.0.set_length(total);
+    }
+
     fn advance(&self, bytes: u64) {
         self.0.inc(bytes);
     }

@@ -176,7 +176,7 @@ pub(super) fn run(arguments: &Arguments) -> Done {
         let report = prepared.report();
         return print.show(&report, || terminal::plan(&report, prepared.buffer_bytes()));
     }
-    let bar = Bar::new(prepared.model_bytes(), print.quiet);
+    let bar = Bar::new(print.quiet);
     let report = prepared.run(&bar);
     bar.finish();
     let report = report?;

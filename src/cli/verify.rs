@@ -17,7 +17,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Done {
-    let bar = Bar::new(0, arguments.print.quiet);
+    let bar = Bar::new(arguments.print.quiet);
     let found = qtool::verify::verify(&arguments.output, &arguments.read.options(), &bar);
     bar.finish();
     let found = found?;

@@ -18,9 +18,12 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Told how many bytes of the input were dealt with, as the run goes on, from any thread.
+/// Told how much of the work was done, as a run goes on, from any thread.
 pub trait Progress: Sync {
-    /// `bytes` more bytes of the model are done.
+    /// The work is `total` bytes in all.
+    fn begin(&self, total: u64);
+
+    /// `bytes` more bytes are done.
     fn advance(&self, bytes: u64);
 }
 
@@ -28,6 +31,8 @@ pub trait Progress: Sync {
 pub struct Silent;
 
 impl Progress for Silent {
+    fn begin(&self, _total: u64) {}
+
     fn advance(&self, _bytes: u64) {}
 }
 
@@ -102,12 +107,7 @@ pub(crate) fn run(
             }
         }
     };
-    std::thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(work);
-        }
-        work();
-    });
+    on_threads(threads, &work);
     let failures = failures.into_inner().expect("no thread panics while it holds this lock");
     match failures.into_iter().min_by_key(|(job, _)| *job) {
         Some((_, error)) => Err(error),
@@ -116,7 +116,7 @@ pub(crate) fn run(
 }
 
 /// One being filled, one waiting to be hashed.
-const BUFFERS_PER_THREAD: usize = 2;
+const BUFFERS_PER_THREAD: usize = 4;
 
 /// `work(0), work(1), …` in order, done on `threads` threads.
 pub(crate) fn map<T: Send>(count: usize, threads: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
@@ -132,13 +132,20 @@ pub(crate) fn map<T: Send>(count: usize, threads: usize, work: impl Fn(usize) ->
             done.lock().expect("no thread panics while it holds this lock").push((index, result));
         }
     };
-    std::thread::scope(|scope| {
-        for _ in 1..threads.min(count) {
-            scope.spawn(run);
-        }
-        run();
-    });
+    on_threads(threads.min(count), &run);
     let mut done = done.into_inner().expect("no thread panics while it holds this lock");
     done.sort_by_key(|(index, _)| *index);
     done.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Runs `work` on this thread and up to `threads - 1` others; with fewer, where the system gives no more.
+fn on_threads(threads: usize, work: &(impl Fn() + Sync)) {
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            if std::thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                break;
+            }
+        }
+        work();
+    });
 }

@@ -7,7 +7,14 @@
 //! A new observer is a file with an implementation of [`Observer`], its `mod` line and its entry in [`OBSERVERS`];
 //! the command line, recipes, help and the conformance tests read the table.
 
+mod entropy;
+mod histogram;
+mod memoryless_mse;
 mod min_max;
+mod moving_average;
+mod mse;
+mod numpy_histogram;
+mod percentile;
 
 use crate::error::{Error, Result};
 use crate::method::{Method, look_up};
@@ -28,6 +35,16 @@ pub trait Values: Sync {
 }
 
 impl Values for [f32] {
+    fn len(&self) -> usize {
+        <[f32]>::len(self)
+    }
+
+    fn for_each_piece(&self, each: &mut dyn FnMut(&[f32])) {
+        each(self);
+    }
+}
+
+impl Values for &[f32] {
     fn len(&self) -> usize {
         <[f32]>::len(self)
     }
@@ -93,7 +110,8 @@ pub struct ObserverEntry {
 }
 
 /// Every observer.
-pub const OBSERVERS: &[ObserverEntry] = &[min_max::ENTRY];
+pub const OBSERVERS: &[ObserverEntry] =
+    &[min_max::ENTRY, moving_average::ENTRY, percentile::ENTRY, mse::ENTRY, entropy::ENTRY, histogram::ENTRY, memoryless_mse::ENTRY];
 
 /// An observer chosen by name, its number checked: builds one [`Observer`] for each group.
 #[derive(Clone)]

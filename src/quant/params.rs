@@ -62,6 +62,9 @@ pub struct ParamRule {
     pub dtype: Dtype,
     /// The smallest scale under [`Convention::Torch`]. Default: 2^-23, as `torch.ao` observers.
     pub min_scale: f32,
+    /// Whether parameters are per group along an axis, which [`Convention::Ort`] computes by another formula.
+    /// Default: false.
+    pub blocked: bool,
 }
 
 /// Default of `eps` in `torch.ao.quantization` observers: the f32 machine epsilon.
@@ -71,7 +74,7 @@ impl ParamRule {
     /// The rule for weights of type `dtype` and the whole grid that `convention` uses of `codes`.
     pub fn new(convention: Convention, codes: CodeType, symmetric: bool, dtype: Dtype) -> Self {
         let grid = convention.grid(codes, symmetric);
-        ParamRule { convention, grid, symmetric, dtype, min_scale: TORCH_MIN_SCALE }
+        ParamRule { convention, grid, symmetric, dtype, min_scale: TORCH_MIN_SCALE, blocked: false }
     }
 
     /// Scale and zero point for `range`. The scale is finite and positive for every finite range.
@@ -79,6 +82,7 @@ impl ParamRule {
         let range = range.with_zero();
         let params = match self.convention {
             Convention::Torch => self.choose_torch(range),
+            Convention::Ort if self.blocked => self.choose_ort_blocked(range),
             Convention::Ort => self.choose_ort(range),
             Convention::CompressedTensors => self.choose_compressed_tensors(range),
         };
@@ -117,6 +121,25 @@ impl ParamRule {
             (f64::from(qmin) - f64::from(lo) / scale).round_ties_even()
         };
         Params { scale: stored, zero_point: (zero_point as i32).clamp(qmin, qmax) }
+    }
+
+    /// `quant_utils.compute_scale_zp_blocked` of ONNX Runtime 1.32: the extent is rounded to the weight's type before
+    /// it is divided, and the zero point follows from the scale as stored.
+    fn choose_ort_blocked(&self, Range { min: lo, max: hi }: Range) -> Params {
+        let Grid { qmin, qmax } = self.grid;
+        let rd = |value: f32| round_to(if self.dtype == Dtype::F16 { Dtype::F16 } else { Dtype::F32 }, value);
+        let (lo, hi) = if self.symmetric { (-(-lo).max(hi), (-lo).max(hi)) } else { (lo, hi) };
+        let scale = rd((f64::from(rd(hi - lo)) / f64::from(qmax - qmin)) as f32);
+        let tiny = if self.dtype == Dtype::F16 { F16_SMALLEST_SUBNORMAL } else { f32::MIN_POSITIVE };
+        if scale < tiny {
+            return Params { scale: 1.0, zero_point: 0i32.clamp(qmin, qmax) };
+        }
+        let zero_point = if self.symmetric {
+            (f64::from(qmin + qmax) / 2.0).round_ties_even()
+        } else {
+            (f64::from(qmin) - f64::from(lo) / f64::from(scale)).round_ties_even()
+        };
+        Params { scale, zero_point: (zero_point as i32).clamp(qmin, qmax) }
     }
 
     /// `compressed_tensors.quantization.utils.calculate_qparams`, every step rounded to the weight's type.

@@ -3,6 +3,8 @@
 //! They are plain loops over fixed-width blocks, compiled for several instruction sets ([`crate::simd`]) and chosen
 //! at run time. Every path gives the same bits: blocks and lanes are the same, nothing is fused or reassociated.
 
+pub(crate) mod search;
+
 use super::metrics::ErrorSums;
 use super::params::{Params, Range};
 use super::scheme::{Convention, Grid};

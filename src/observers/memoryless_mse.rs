@@ -1,0 +1,106 @@
+//! `memoryless-mse`: of min-max and up to 19 ranges each one percent narrower, the one with the least error.
+//!
+//! ```text
+//! for i in 0..20:  p = 1 - i / 100,  range = (min * p, max * p),  error = sum(|x - x'|^2.4)
+//! ```
+//!
+//! As `memoryless_mse` of [llm-compressor](https://github.com/vllm-project/llm-compressor) with its defaults
+//! (`maxshrink` 0.2, `patience` 5, `grid` 100, `norm` 2.4). The search ends after five steps in which no group of the
+//! tensor improved, so what one group gets depends on the others. Under the convention `compressed-tensors` every step
+//! is rounded to the weight's type as there; sums are taken in f64. "Memoryless": the last batch counts.
+
+use super::{Batch, Observer, ObserverEntry, Target};
+use crate::quant::kernel::{Arithmetic, dequantize, quantize};
+use crate::quant::params::{ParamRule, Range};
+use crate::quant::scheme::Convention;
+use crate::tensor::{Dtype, round_to};
+
+pub(super) const ENTRY: ObserverEntry = ObserverEntry {
+    name: "memoryless-mse",
+    parameter: None,
+    summary: "llm-compressor's search: up to 20 % narrower than min-max, error to the power 2.4",
+    build: |_, target| Box::new(MemorylessMse { target: *target, range: Range::EMPTY }),
+    joint: Some(|groups, _, target| search(groups, &target.rule)),
+};
+
+const STEPS: usize = 20;
+const GRID: f64 = 100.0;
+const PATIENCE: usize = 5;
+const EXPONENT: f64 = 2.4;
+
+struct MemorylessMse {
+    target: Target,
+    range: Range,
+}
+
+impl Observer for MemorylessMse {
+    fn observe(&mut self, batch: Batch<'_>) {
+        self.range = search(&[batch], &self.target.rule)[0];
+    }
+
+    fn range(&self) -> Range {
+        self.range
+    }
+}
+
+fn search(groups: &[Batch<'_>], rule: &ParamRule) -> Vec<Range> {
+    let dtype = computed_in(rule);
+    let mut best: Vec<(f64, Range)> = groups.iter().map(|group| (largest(dtype), group.extent)).collect();
+    let mut idle = 0;
+    for step in 0..STEPS {
+        let share = (1.0 - step as f64 / GRID) as f32;
+        let mut improved = false;
+        for (group, best) in groups.iter().zip(&mut best) {
+            let Range { min, max } = group.extent;
+            let range = Range { min: round_to(dtype, min * share), max: round_to(dtype, max * share) };
+            let error = error(group, range, rule, dtype);
+            if error < best.0 {
+                *best = (error, range);
+                improved = true;
+            }
+        }
+        idle = if improved { 0 } else { idle + 1 };
+        if idle == PATIENCE {
+            break;
+        }
+    }
+    best.into_iter().map(|(_, range)| range).collect()
+}
+
+/// The type that every step is rounded to.
+fn computed_in(rule: &ParamRule) -> Dtype {
+    match (rule.convention, rule.dtype) {
+        (Convention::CompressedTensors, dtype @ (Dtype::F16 | Dtype::BF16)) => dtype,
+        _ => Dtype::F32,
+    }
+}
+
+/// The largest finite number of a type: what an error must be below to count.
+fn largest(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F16 => 65504.0,
+        Dtype::BF16 => f64::from(f32::from_bits(0x7f7f_0000)),
+        _ => f64::from(f32::MAX),
+    }
+}
+
+fn error(group: &Batch<'_>, range: Range, rule: &ParamRule, dtype: Dtype) -> f64 {
+    let params = rule.choose_params(range);
+    let arithmetic = Arithmetic::of(rule.convention, rule.dtype);
+    let narrow = dtype != Dtype::F32;
+    let exponent = if narrow { f64::from(round_to(dtype, EXPONENT as f32)) } else { EXPONENT };
+    let (mut codes, mut back) = (Vec::new(), Vec::new());
+    let mut sum = 0f64;
+    group.values.for_each_piece(&mut |piece| {
+        codes.resize(piece.len(), 0);
+        back.resize(piece.len(), 0.0);
+        quantize(piece, params, arithmetic, rule.grid, &mut codes);
+        dequantize(&codes, rule.grid.qmin < 0, params, &mut back);
+        for (x, back) in piece.iter().zip(&back) {
+            let lost = f64::from(round_to(dtype, round_to(dtype, *back) - x).abs()).powf(exponent);
+            // Each power is rounded to the type, f32 included: powers of the smallest values become 0.
+            sum += f64::from(round_to(dtype, lost as f32));
+        }
+    });
+    if narrow { f64::from(round_to(dtype, sum as f32)) } else { sum }
+}

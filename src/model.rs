@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::formats::mmap::MappedFile;
-use crate::tensor::{TensorInfo, decode_f32};
+use crate::tensor::{Dtype, TensorInfo, decode_f32};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -146,10 +146,9 @@ impl Model {
         let dtype = self.tensors[tensor].info.dtype;
         let width = dtype.bytes().expect("decodable types have whole bytes") as usize;
         let bytes = &self.tensor_bytes(tensor)[elements.start * width..elements.end * width];
-        if dtype == crate::tensor::Dtype::F32 && cfg!(target_endian = "little") {
-            if let Ok(values) = bytemuck::try_cast_slice(bytes) {
-                return values;
-            }
+        let stored_as_is = dtype == Dtype::F32 && cfg!(target_endian = "little");
+        if let (true, Ok(values)) = (stored_as_is, bytemuck::try_cast_slice(bytes)) {
+            return values;
         }
         scratch.resize(elements.len(), 0.0);
         decode_f32(dtype, bytes, scratch);

@@ -82,7 +82,7 @@ impl Dtype {
 
     /// Size of one element in bytes, for types of whole bytes.
     pub fn bytes(self) -> Option<u64> {
-        (self.bits() % 8 == 0).then(|| self.bits() / 8)
+        self.bits().is_multiple_of(8).then(|| self.bits() / 8)
     }
 
     /// Whether [`decode_f32`] reads it: the float types that can be quantized.
@@ -269,7 +269,7 @@ fn round_to_small_float(value: f32, exponent: u32, mantissa: u32, ieee: bool) ->
         infinity
     } else {
         let base = ((own_exponent - smallest_exponent) as u32) << mantissa;
-        (base + units as u32).min(if ieee { infinity } else { infinity | (1 << mantissa) - 1 })
+        (base + units as u32).min(if ieee { infinity } else { infinity | ((1 << mantissa) - 1) })
     };
     sign | code
 }

@@ -46,10 +46,10 @@ pub fn verify(output: &Path, read: &ReadOptions, progress: &dyn Progress) -> Res
     if weights && !document.output.files.iter().any(|record| output.file_name().is_some_and(|name| name == record.name.as_str())) {
         findings.push(format!("{}: expected to be a file of the sidecar's output, found no record of it", show(output)));
     }
-    if findings.is_empty() {
-        if let Err(error) = QuantizedModel::open(output, read) {
-            findings.push(error.to_string());
-        }
+    if findings.is_empty()
+        && let Err(error) = QuantizedModel::open(output, read)
+    {
+        findings.push(error.to_string());
     }
     Ok(Verification { sidecar, intact, findings })
 }

@@ -6,8 +6,9 @@
 //! truncate must do the same.
 
 use crate::error::{Error, Result};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
-use std::fs::File;
+use rustix::fs::OFlags;
+use std::fs::{File, FileType, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// A file mapped for reading, and what it looked like when it was.
@@ -22,8 +23,8 @@ pub(crate) struct MappedFile {
 struct Identity {
     device: u64,
     inode: u64,
-    size: i64,
-    modified: (i64, u64),
+    size: u64,
+    modified: (i64, i64),
 }
 
 impl MappedFile {
@@ -33,23 +34,21 @@ impl MappedFile {
     ///
     /// [`Error::Io`] if it cannot be opened, [`Error::Malformed`] if it is not a regular file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let io = |e: rustix::io::Errno| Error::io(path, "open", e);
+        let io = |e: std::io::Error| Error::io(path, "open", e);
         // Not blocking, so that a FIFO without a writer cannot stall the run.
-        let file =
-            rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty()).map_err(io)?;
-        let stat = rustix::fs::fstat(&file).map_err(io)?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        if kind != FileType::RegularFile {
-            return Err(Error::malformed(path, format!("kind: expected a regular file, found {}", kind_name(kind))));
+        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+        let file = File::options().read(true).custom_flags(flags).open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        if !metadata.is_file() {
+            return Err(Error::malformed(path, format!("kind: expected a regular file, found {}", kind_name(metadata.file_type()))));
         }
-        let file = File::from(file);
         #[expect(unsafe_code, reason = "mapping a file is unsafe by its nature")]
         // SAFETY: the mapping is read-only and private to this value. Its bytes are only ever read as integers or
         // floats, which any bit pattern is valid for; if another process writes to the file meanwhile, values may be
         // old or new, which `check_unchanged` reports before any output is published. Truncation raises SIGBUS, as the
         // module's documentation says.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, "map", e))?;
-        Ok(MappedFile { path: path.to_owned(), map, identity: identity(&stat) })
+        Ok(MappedFile { path: path.to_owned(), map, identity: identity(&metadata) })
     }
 
     /// Where it was opened.
@@ -69,10 +68,10 @@ impl MappedFile {
     /// [`Error::Changed`] with what happened.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         let changed = |found| Err(Error::Changed { path: self.path.clone(), found });
-        let Ok(stat) = rustix::fs::statat(CWD, &self.path, AtFlags::empty()) else {
+        let Ok(metadata) = self.path.metadata() else {
             return changed("gone");
         };
-        let now = identity(&stat);
+        let now = identity(&metadata);
         match self.identity {
             then if then == now => Ok(()),
             then if (then.device, then.inode) != (now.device, now.inode) => changed("replaced by another file"),
@@ -83,21 +82,16 @@ impl MappedFile {
     }
 }
 
-fn identity(stat: &rustix::fs::Stat) -> Identity {
-    Identity {
-        device: stat.st_dev as u64,
-        inode: stat.st_ino as u64,
-        size: stat.st_size as i64,
-        modified: (stat.st_mtime as i64, stat.st_mtime_nsec as u64),
-    }
+fn identity(metadata: &Metadata) -> Identity {
+    Identity { device: metadata.dev(), inode: metadata.ino(), size: metadata.size(), modified: (metadata.mtime(), metadata.mtime_nsec()) }
 }
 
 fn kind_name(kind: FileType) -> &'static str {
     match kind {
-        FileType::Directory => "a directory",
-        FileType::Fifo => "a FIFO",
-        FileType::Socket => "a socket",
-        FileType::CharacterDevice | FileType::BlockDevice => "a device",
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a FIFO",
+        kind if kind.is_socket() => "a socket",
+        kind if kind.is_char_device() || kind.is_block_device() => "a device",
         _ => "something else",
     }
 }

@@ -76,7 +76,7 @@ pub(super) fn read_file(file: MappedFile, options: &ReadOptions) -> Result<(Sour
             tensors.push(TensorInfo { position: tensors.len(), ..read_entry(&path, name.into_owned(), value.get(), data_start, options)? });
         }
     }
-    tensors.sort_by(|a, b| (a.bytes.start, a.bytes.end).cmp(&(b.bytes.start, b.bytes.end)));
+    tensors.sort_by_key(|tensor| (tensor.bytes.start, tensor.bytes.end));
     check_coverage(&path, &tensors, data_start, bytes.len())?;
     Ok((SourceFile { data_start, metadata, file }, tensors))
 }

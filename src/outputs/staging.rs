@@ -213,10 +213,8 @@ pub(crate) fn sync_files(files: &[StagedFile], durability: Durability) -> Result
 pub(crate) fn publish_files(files: Vec<StagedFile>, replace: bool, durability: Durability) -> Result<()> {
     let dirs: BTreeSet<PathBuf> = files.iter().map(|staged| parent(&staged.path).to_owned()).collect();
     let _locks: Vec<Option<OwnedFd>> = dirs.iter().map(|dir| lock_dir(dir)).collect();
-    if !replace {
-        if let Some(staged) = files.iter().find(|staged| staged.path.symlink_metadata().is_ok()) {
-            return Err(already_exists(&staged.path));
-        }
+    if let Some(staged) = files.iter().find(|staged| !replace && staged.path.symlink_metadata().is_ok()) {
+        return Err(already_exists(&staged.path));
     }
     for staged in files {
         staged.publish(replace)?;

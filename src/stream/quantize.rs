@@ -114,10 +114,10 @@ impl<'a> QuantizeJobs<'a> {
             match *content {
                 Content::Source(tensor) => this.push_copies(tensor, place.start),
                 Content::Codes(tensor) => {
-                    if !is_local(this.scheme(tensor)) {
-                        if let Some(tensor) = to_observe.next() {
-                            this.jobs.push(Job { offset: None, work: Work::Observe { tensor } });
-                        }
+                    if !is_local(this.scheme(tensor))
+                        && let Some(tensor) = to_observe.next()
+                    {
+                        this.jobs.push(Job { offset: None, work: Work::Observe { tensor } });
                     }
                     this.push_pieces(tensor, place.start);
                 }

@@ -21,7 +21,7 @@ pub use crate::outputs::target::Destination;
 /// Whether the content of the source is hashed, or only its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HashSource {
-    /// The content, unless the model is large and quantizing it is about as fast as reading it.
+    /// The content of models up to 64 MiB; the header of larger ones, which are quantized about as fast as they are read.
     Auto,
     /// The content.
     Always,
@@ -129,17 +129,16 @@ impl Prepared {
     }
 
     fn hash_sources(&self) -> Vec<FileRecord> {
-        let searches = |tensor| self.plan.scheme(tensor).is_some_and(|scheme| scheme.observer.method().name != "min-max");
         let content = match self.request.hash_source {
             HashSource::Always => true,
             HashSource::Header => false,
-            HashSource::Auto => self.model.bytes() <= SMALL_MODEL || self.plan.quantized().any(searches),
+            HashSource::Auto => self.model.bytes() <= SMALL_MODEL,
         };
         self.model.files().iter().map(|file| record::source(file, content)).collect()
     }
 }
 
-/// Models up to this size are hashed whole by default, whatever is done with them: it takes milliseconds.
+/// Models up to this size are hashed whole by default: it takes milliseconds.
 const SMALL_MODEL: u64 = 64 << 20;
 
 fn keep_non_finite(model: &Model, plan: &mut Plan) {

@@ -117,7 +117,10 @@ fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
         let found = format!("axis: expected one of the {rank} dimensions of tensor {}, found {}", show_name(&info.name), settings.axis);
         return Err(Error::Usage(found).with_hint("give such tensors a rule of their own, or --exclude them"));
     };
-    let rule = ParamRule::new(settings.convention, settings.weights, settings.symmetric, info.dtype);
+    let rule = ParamRule {
+        blocked: matches!(settings.granularity, Granularity::PerGroup(_)),
+        ..ParamRule::new(settings.convention, settings.weights, settings.symmetric, info.dtype)
+    };
     Ok(Decision::Quantize(Box::new(TensorScheme {
         codes: settings.weights,
         granularity: settings.granularity,

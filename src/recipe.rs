@@ -25,7 +25,13 @@ use std::path::Path;
 #[derive(Clone)]
 pub struct Pattern {
     text: String,
-    regex: regex::Regex,
+    matcher: Matcher,
+}
+
+#[derive(Clone)]
+enum Matcher {
+    Glob(globset::GlobMatcher),
+    Regex(regex::Regex),
 }
 
 impl Pattern {
@@ -33,21 +39,26 @@ impl Pattern {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] with the position of the mistake.
+    /// [`Error::Usage`] with what is wrong.
     pub fn new(text: &str) -> Result<Self> {
         let wrong = |e: &dyn std::fmt::Display| Error::Usage(format!("pattern {}: {e}", show_name(text)));
-        let source = match text.strip_prefix("re:") {
-            Some(regex) => format!("^(?:{regex})$"),
-            // A glob's regular expression comes with byte semantics, which names in UTF-8 do not need.
-            None => globset::GlobBuilder::new(text).build().map_err(|e| wrong(&e))?.regex().replace("(?-u)", "(?s)"),
+        let matcher = match text.strip_prefix("re:") {
+            Some(regex) => Matcher::Regex(regex::Regex::new(&format!("^(?:{regex})$")).map_err(|e| wrong(&e))?),
+            None => Matcher::Glob(globset::Glob::new(text).map_err(|e| wrong(&e))?.compile_matcher()),
         };
-        let regex = regex::Regex::new(&source).map_err(|e| wrong(&e))?;
-        Ok(Pattern { text: text.to_owned(), regex })
+        Ok(Pattern { text: text.to_owned(), matcher })
     }
 
     /// Whether it matches a tensor of this name.
     pub fn matches(&self, tensor: &str) -> bool {
-        self.regex.is_match(tensor) || tensor.strip_suffix(".weight").is_some_and(|layer| self.regex.is_match(layer))
+        self.matches_name(tensor) || tensor.strip_suffix(".weight").is_some_and(|layer| self.matches_name(layer))
+    }
+
+    fn matches_name(&self, name: &str) -> bool {
+        match &self.matcher {
+            Matcher::Glob(glob) => glob.is_match(name),
+            Matcher::Regex(regex) => regex.is_match(name),
+        }
     }
 
     /// As it was written.

@@ -85,7 +85,7 @@ pub(super) struct Arguments {
     /// Whether files are on the disk when success is reported
     #[arg(long, value_enum, default_value = "fsync")]
     durability: DurabilityValue,
-    /// Whether the content of the model is hashed: auto leaves it out for large models that are only rounded
+    /// Whether the content of the model is hashed: auto does so up to 64 MiB, and hashes the header of larger ones
     #[arg(long, value_enum, default_value = "auto")]
     hash_source: HashSourceValue,
     #[command(flatten)]

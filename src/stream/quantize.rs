@@ -9,7 +9,7 @@ use crate::model::Model;
 use crate::outputs::{Content, FileLayout};
 use crate::plan::{Decision, Plan, TensorScheme};
 use crate::quant::granularity::GroupLayout;
-use crate::quant::kernel::{self, ColumnParams, min_max};
+use crate::quant::kernel::{self, Arithmetic, ColumnParams, min_max};
 use crate::quant::metrics::ErrorSums;
 use crate::quant::packing::{pack_nibbles, packed_len};
 use crate::quant::params::Params;
@@ -208,7 +208,8 @@ impl<'a> QuantizeJobs<'a> {
         let scheme = self.scheme(tensor);
         let ranges = observe::all_groups(self.model, tensor, scheme)?;
         let params: Vec<Params> = ranges.into_iter().map(|range| scheme.rule.choose_params(range)).collect();
-        if let GroupLayout::Strided { inner: 1, .. } = scheme.layout {
+        let one_by_one = matches!(scheme.arithmetic, Arithmetic::AddThenRound(_));
+        if let (GroupLayout::Strided { inner: 1, .. }, false) = (scheme.layout, one_by_one) {
             state.columns.get_or_init(|| ColumnParams::new(&params));
         }
         state.observed.get_or_init(|| params);

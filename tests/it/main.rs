@@ -1,1 +1,5 @@
+//! The program from the outside: a module for each command or promise. Nothing but the built `qtool` is needed.
+
+mod corpus;
 mod golden;
+mod support;

@@ -120,7 +120,10 @@ impl Jobs for DequantizeJobs<'_> {
     fn run(&self, job: usize, bytes: &mut Vec<u8>, scratch: &mut Scratch) -> Result<()> {
         let Job { tensor, piece, .. } = &self.jobs[job];
         match piece {
-            Piece::Bytes(range) => bytes.extend_from_slice(&self.quantized.model.tensor_bytes(*tensor)[range.clone()]),
+            Piece::Bytes(range) => {
+                bytes.clear();
+                bytes.extend_from_slice(&self.quantized.model.tensor_bytes(*tensor)[range.clone()]);
+            }
             Piece::Values(range) => {
                 let dtype = self.quantized.dtype(*tensor);
                 let values = self.quantized.values(*tensor, range.clone(), &mut scratch.dequantize);

@@ -53,7 +53,7 @@ pub(crate) trait Jobs: Sync {
     /// Where in the file the bytes of a job begin, or `None` if it produces none. Offsets rise without gaps.
     fn offset(&self, job: usize) -> Option<u64>;
 
-    /// Does a job; `bytes` comes empty.
+    /// Does a job: `bytes`, which comes with the content of an earlier one, is to hold its bytes and nothing else.
     fn run(&self, job: usize, bytes: &mut Vec<u8>, scratch: &mut Scratch) -> Result<()>;
 
     /// How much of the input a job dealt with, in bytes.

@@ -6,6 +6,7 @@
 use super::{Jobs, Latch, Scratch};
 use crate::error::Result;
 use crate::model::Model;
+use crate::observers::Batch;
 use crate::outputs::{Content, FileLayout};
 use crate::plan::{Decision, Plan, TensorScheme};
 use crate::quant::granularity::GroupLayout;
@@ -21,6 +22,9 @@ use std::sync::{Mutex, OnceLock};
 /// Elements of a piece: 1 MiB of f32, so that values and codes stay in a second-level cache. It must be even, for
 /// codes of four bits.
 const PIECE: usize = 1 << 18;
+
+/// Elements whose extents are found before they are quantized: 256 KiB of f32, a share of a second-level cache.
+const CACHED: usize = 1 << 16;
 
 /// Longest run of elements (a channel, or a row of groups) that is dealt with in one piece.
 const LONGEST_LOCAL: usize = 1 << 20;
@@ -240,6 +244,9 @@ impl<'a> QuantizeJobs<'a> {
     }
 
     /// Observes, chooses and quantizes group by group.
+    ///
+    /// Extents come first, of as many rows as stay in cache: a long sequential pass lets the processor fetch ahead, and
+    /// the second pass does not touch memory.
     fn quantize_local(
         &self,
         tensor: usize,
@@ -249,17 +256,21 @@ impl<'a> QuantizeJobs<'a> {
         scratch: &mut Scratch,
     ) -> Result<Part> {
         let mut part = Part { params: Vec::new(), sums: ErrorSums::default() };
-        let target = scheme.target();
-        let row = scheme.layout.row_len();
-        for start in elements.clone().step_by(row) {
-            let values = self.model.values(tensor, start..start + row, &mut scratch.values);
-            let codes = &mut codes[start - elements.start..][..row];
-            for (values, codes) in values.chunks(scheme.layout.group_len()).zip(codes.chunks_mut(scheme.layout.group_len())) {
-                let extent = min_max(values);
-                if !extent.finite {
-                    return Err(observe::non_finite(self.model, tensor));
-                }
-                let range = scheme.observer.observe_once(crate::observers::Batch { extent: extent.range(), values: &values }, &target);
+        let (target, row, size) = (scheme.target(), scheme.layout.row_len(), scheme.layout.group_len());
+        let cached = row * (CACHED / row).max(1);
+        let mut extents = Vec::with_capacity(cached.div_ceil(size.min(row)));
+        for start in elements.clone().step_by(cached) {
+            let end = (start + cached).min(elements.end);
+            let values = self.model.values(tensor, start..end, &mut scratch.values);
+            let groups = || values.chunks(row).flat_map(|row| row.chunks(size));
+            extents.clear();
+            extents.extend(groups().map(min_max));
+            if extents.iter().any(|extent| !extent.finite) {
+                return Err(observe::non_finite(self.model, tensor));
+            }
+            let codes = codes[start - elements.start..end - elements.start].chunks_mut(row).flat_map(|row| row.chunks_mut(size));
+            for ((values, codes), extent) in groups().zip(codes).zip(&extents) {
+                let range = scheme.observer.observe_once(Batch { extent: extent.range(), values: &values }, &target);
                 let params = scheme.rule.choose_params(range);
                 part.sums.merge(&kernel::quantize(values, params, scheme.arithmetic, scheme.rule.grid, codes));
                 part.params.push(params);
@@ -301,6 +312,7 @@ impl<'a> QuantizeJobs<'a> {
     }
 
     fn store_params(&self, tensor: usize, parts: Range<usize>, bytes: &mut Vec<u8>, store: fn(&Params, &mut Vec<u8>)) {
+        bytes.clear();
         let state = &self.states[&tensor];
         state.is_quantized.wait();
         if let Some(params) = state.observed.get() {
@@ -344,7 +356,10 @@ impl Jobs for QuantizeJobs<'_> {
 
     fn run(&self, job: usize, bytes: &mut Vec<u8>, scratch: &mut Scratch) -> Result<()> {
         match &self.jobs[job].work {
-            Work::Copy { tensor, bytes: range } => bytes.extend_from_slice(&self.model.tensor_bytes(*tensor)[range.clone()]),
+            Work::Copy { tensor, bytes: range } => {
+                bytes.clear();
+                bytes.extend_from_slice(&self.model.tensor_bytes(*tensor)[range.clone()]);
+            }
             Work::CheckFinite { tensor } => observe::check_finite(self.model, *tensor)?,
             Work::Observe { tensor } => self.observe(*tensor)?,
             Work::Quantize { tensor, part, elements } => self.quantize(*tensor, *part, elements.clone(), bytes, scratch)?,

@@ -46,15 +46,14 @@ impl<'f> Sink<'f> {
         Sink { file, path, state: Mutex::new(state), freed: Condvar::new() }
     }
 
-    /// An empty buffer; waits until one is free.
+    /// A buffer, with what an earlier user left in it; waits until one is free.
     pub(super) fn acquire(&self) -> Vec<u8> {
         let mut state = self.freed.wait_while(self.lock(), |state| state.free.is_empty() && !state.abandoned).expect(UNPOISONED);
         state.free.pop().unwrap_or_default()
     }
 
     /// Gives a buffer back unused.
-    pub(super) fn release(&self, mut buffer: Vec<u8>) {
-        buffer.clear();
+    pub(super) fn release(&self, buffer: Vec<u8>) {
         self.lock().free.push(buffer);
         self.freed.notify_one();
     }
@@ -93,12 +92,11 @@ impl<'f> Sink<'f> {
     fn hash_written<'s>(&'s self, mut state: MutexGuard<'s, State>, mut hasher: blake3::Hasher) {
         loop {
             let next = state.hashed;
-            let Some(mut buffer) = state.written.remove(&next) else { break };
+            let Some(buffer) = state.written.remove(&next) else { break };
             drop(state);
             hasher.update(&buffer);
             state = self.lock();
             state.hashed += buffer.len() as u64;
-            buffer.clear();
             state.free.push(buffer);
             self.freed.notify_one();
         }

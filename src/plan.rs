@@ -32,7 +32,7 @@ pub struct TensorScheme {
 impl TensorScheme {
     /// What observers are told.
     pub fn target(&self) -> Target {
-        Target { rule: self.rule }
+        Target { rule: self.rule, single_batch: true }
     }
 }
 

@@ -32,6 +32,11 @@ pub trait Values: Sync {
 
     /// Calls `each` with successive pieces, in order. Pieces are the same at every call.
     fn for_each_piece(&self, each: &mut dyn FnMut(&[f32]));
+
+    /// All values, where they lie in memory side by side.
+    fn as_slice(&self) -> Option<&[f32]> {
+        None
+    }
 }
 
 impl Values for [f32] {
@@ -42,6 +47,10 @@ impl Values for [f32] {
     fn for_each_piece(&self, each: &mut dyn FnMut(&[f32])) {
         each(self);
     }
+
+    fn as_slice(&self) -> Option<&[f32]> {
+        Some(self)
+    }
 }
 
 impl Values for &[f32] {
@@ -51,6 +60,10 @@ impl Values for &[f32] {
 
     fn for_each_piece(&self, each: &mut dyn FnMut(&[f32])) {
         each(self);
+    }
+
+    fn as_slice(&self) -> Option<&[f32]> {
+        Some(self)
     }
 }
 
@@ -77,6 +90,8 @@ pub trait Observer: Send {
 pub struct Target {
     /// How the range will become scale and zero point.
     pub rule: ParamRule,
+    /// Whether there will be only one batch, as for weights: nothing need be kept of it.
+    pub single_batch: bool,
 }
 
 /// A number that a method takes after its colon.

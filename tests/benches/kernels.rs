@@ -41,7 +41,7 @@ fn report(name: &str, mut work: impl FnMut()) {
 /// The cost of choosing a range with `mse`, for int8 rows of a large layer.
 fn report_search(row: usize, symmetric: bool) {
     let rule = ParamRule::new(Convention::Torch, CodeType::Int8, symmetric, Dtype::F32);
-    let target = qtool::observers::Target { rule };
+    let target = qtool::observers::Target { rule, single_batch: true };
     let mse = ObserverChoice::new(&qtool::method::Method::new("mse")).expect("mse is in the table");
     let rows: Vec<Vec<f32>> = (0..16).map(|seed| gaussian(row, seed)).collect();
     let repeats = (1 << 23) / row / rows.len();

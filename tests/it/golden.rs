@@ -195,7 +195,7 @@ struct Outcome {
 
 fn replay(case: &Value, recipe: &Recipe, batches: &[&Tensor]) -> Outcome {
     let observer = ObserverChoice::new(&recipe.observer).unwrap();
-    let target = Target { rule: ParamRule { symmetric: recipe.observed_symmetric, ..recipe.rule } };
+    let target = Target { rule: ParamRule { symmetric: recipe.observed_symmetric, ..recipe.rule }, single_batch: false };
     let values = batches[0].values();
     let groups = groups(case, &batches[0].shape);
     let rows: Vec<Vec<f32>> = groups.iter().map(|group| group.iter().map(|i| values[*i]).collect()).collect();

@@ -2,4 +2,5 @@
 
 mod corpus;
 mod golden;
+mod quantize;
 mod support;

@@ -56,6 +56,8 @@ pub(super) fn search(space: &Space, values: &[f32]) -> Option<Vec<Params>> {
         .collect();
     tried.extend(row.errors(space, &near).into_iter().zip(near));
     tried.sort_by(|a, b| a.0.total_cmp(&b.0));
+    // The more values, the less the rounding to 16 bits can mistake the order of the best.
+    tried.truncate(if row.n < 2048.0 { SCALES } else { 1 });
     Some(tried.into_iter().map(|(_, params)| params).collect())
 }
 

@@ -42,6 +42,7 @@ const LARGEST_SWEEP: usize = 512;
 
 struct Mse {
     rule: ParamRule,
+    single_batch: bool,
     seen: Seen,
 }
 
@@ -56,18 +57,21 @@ enum Seen {
 
 impl Mse {
     fn new(target: &Target) -> Self {
-        Mse { rule: target.rule, seen: Seen::Nothing }
+        Mse { rule: target.rule, single_batch: target.single_batch, seen: Seen::Nothing }
     }
 }
 
 impl Observer for Mse {
     fn observe(&mut self, batch: Batch<'_>) {
         self.seen = match std::mem::replace(&mut self.seen, Seen::Nothing) {
-            Seen::Nothing if batch.values.len() <= LARGEST_ROW => {
-                let mut row = Vec::with_capacity(batch.values.len());
-                batch.values.for_each_piece(&mut |piece| row.extend_from_slice(piece));
-                Seen::Row(search_row(&self.rule, batch.extent, &row), row)
-            }
+            Seen::Nothing if batch.values.len() <= LARGEST_ROW => match batch.values.as_slice() {
+                Some(row) if self.single_batch => Seen::Row(search_row(&self.rule, batch.extent, row), Vec::new()),
+                _ => {
+                    let mut row = Vec::with_capacity(batch.values.len());
+                    batch.values.for_each_piece(&mut |piece| row.extend_from_slice(piece));
+                    Seen::Row(search_row(&self.rule, batch.extent, &row), row)
+                }
+            },
             Seen::Nothing => {
                 let mut moments = Moments::new(batch.extent);
                 moments.add(batch.extent, batch.values);

@@ -78,7 +78,7 @@ impl Space {
     fn each_pass(&self, trials: &[Params], errors: impl Fn(&Trials) -> [f64; SCALES]) -> Vec<f64> {
         let mut all = Vec::with_capacity(trials.len());
         for chunk in trials.chunks(SCALES) {
-            let mut pass = Trials::default();
+            let mut pass = Trials { count: chunk.len(), ..Trials::default() };
             for (t, params) in chunk.iter().enumerate() {
                 pass.reciprocal[t] = 1.0 / params.scale;
                 (pass.low[t], pass.high[t]) = self.ends(params.zero_point);

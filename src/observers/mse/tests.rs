@@ -42,7 +42,7 @@ fn rule(codes: CodeType, symmetric: bool) -> ParamRule {
 }
 
 fn choose(rule: ParamRule, batches: &[&[f32]]) -> Range {
-    let mut mse = ObserverChoice::new(&Method::new("mse")).unwrap().build(&Target { rule });
+    let mut mse = ObserverChoice::new(&Method::new("mse")).unwrap().build(&Target { rule, single_batch: false });
     for values in batches {
         mse.observe(Batch { extent: min_max(values).range(), values });
     }

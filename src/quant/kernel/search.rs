@@ -23,6 +23,8 @@ pub(crate) const FLAGGED: usize = WIDE;
 /// Codes and scales that one pass over values tries: `1 / scale` and the ends of the grid minus the zero point.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Trials {
+    /// How many of them there are.
+    pub(crate) count: usize,
     pub(crate) reciprocal: [f32; SCALES],
     pub(crate) low: [f32; SCALES],
     pub(crate) high: [f32; SCALES],
@@ -42,7 +44,7 @@ dispatched! {
     pub(crate) fn clamped_errors(values: &[f32], trials: &Trials) -> [f64; SCALES] {
         let mut sums = [0f64; SCALES];
         for block in values.chunks(BLOCK) {
-            for (t, sum) in sums.iter_mut().enumerate() {
+            for (t, sum) in sums.iter_mut().enumerate().take(trials.count) {
                 let (reciprocal, low, high) = (trials.reciprocal[t], trials.low[t], trials.high[t]);
                 let mut lanes = [0f32; WIDE];
                 let (chunks, rest) = block.as_chunks::<WIDE>();
@@ -66,7 +68,7 @@ dispatched! {
     pub(crate) fn weighted_errors(values: &[f32], weights: &[f32], trials: &Trials) -> [f64; SCALES] {
         let mut sums = [0f64; SCALES];
         for (values, weights) in values.chunks(BLOCK).zip(weights.chunks(BLOCK)) {
-            for (t, sum) in sums.iter_mut().enumerate() {
+            for (t, sum) in sums.iter_mut().enumerate().take(trials.count) {
                 let (reciprocal, low, high) = (trials.reciprocal[t], trials.low[t], trials.high[t]);
                 let mut lanes = [0f32; WIDE];
                 let (chunks, rest) = values.as_chunks::<WIDE>();

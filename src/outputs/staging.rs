@@ -28,10 +28,18 @@ pub fn remove_temporaries() {
     temporaries.iter().for_each(|path| remove_any(path));
 }
 
+/// How often a directory is removed that others may still be filling.
+const REMOVALS: usize = 10;
+
 fn remove_any(path: &Path) {
     // Best effort: what cannot be removed now is removed by the next run.
-    if std::fs::remove_file(path).is_err() {
-        let _ = std::fs::remove_dir_all(path);
+    if std::fs::remove_file(path).is_ok() {
+        return;
+    }
+    for _ in 0..REMOVALS {
+        if std::fs::remove_dir_all(path).is_ok() || !path.exists() {
+            return;
+        }
     }
 }
 
@@ -215,6 +223,10 @@ pub(crate) fn publish_files(files: Vec<StagedFile>, replace: bool, durability: D
     let _locks: Vec<Option<OwnedFd>> = dirs.iter().map(|dir| lock_dir(dir)).collect();
     if let Some(staged) = files.iter().find(|staged| !replace && staged.path.symlink_metadata().is_ok()) {
         return Err(already_exists(&staged.path));
+    }
+    if replace {
+        // A run that was killed while it replaced a file may have left the new one under its temporary name.
+        dirs.iter().for_each(|dir| remove_debris(dir));
     }
     for staged in files {
         staged.publish(replace)?;

@@ -69,6 +69,9 @@ impl Target {
             if path.file_name().is_none() {
                 return usage(path, "output: expected a file name");
             }
+            if self.sidecar.is_some() && path.file_name().and_then(std::ffi::OsStr::to_str).is_none() {
+                return usage(path, "output: expected a name in UTF-8, as the sidecar records it, found another (-o gives one)");
+            }
             match path.metadata() {
                 Ok(found) if found.is_dir() && !self.is_directory => {
                     return usage(path, "output: expected a file for a file, found a directory");

@@ -123,7 +123,7 @@ fn tensor_record(info: &TensorInfo, scheme: &TensorScheme, outcome: &Outcome) ->
         ),
         Some(_) => (
             Values::Tensor { tensor: format!("{}{SCALE}", info.name) },
-            match scheme.rule.symmetric {
+            match scheme.rule.is_zero_point_fixed() {
                 true => Values::Inline(vec![scheme.rule.middle()]),
                 false => Values::Tensor { tensor: format!("{}{ZERO_POINT}", info.name) },
             },

@@ -168,6 +168,11 @@ impl ParamRule {
         Params { scale: (scale as f32).min(f32::MAX), zero_point: zero_point.clamp(qmin, qmax) }
     }
 
+    /// Whether every group has the zero point [`ParamRule::middle`]. ONNX Runtime gives groups without extent 0 instead.
+    pub fn is_zero_point_fixed(&self) -> bool {
+        self.symmetric && !(self.convention == Convention::Ort && self.grid.qmin == 0)
+    }
+
     /// The zero point of symmetric schemes: 0 for signed codes, 128 for uint8.
     pub fn middle(&self) -> i32 {
         match self.grid {

@@ -3,4 +3,6 @@
 mod corpus;
 mod golden;
 mod quantize;
+mod selection;
 mod support;
+mod values;

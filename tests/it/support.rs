@@ -21,7 +21,7 @@ pub(crate) const QTOOL: &str = env!("CARGO_BIN_EXE_qtool");
 const TEMPORARY: &str = ".qtool-";
 
 /// Longer than any run of the tests takes; a program that hangs is killed then.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A temporary directory in which the program is run.
 pub(crate) struct Workdir(tempfile::TempDir);

@@ -95,7 +95,7 @@ impl StagedFile {
     /// before the work is done.
     pub(crate) fn create(path: &Path, len: u64) -> Result<Self> {
         // What a symbolic link points to is replaced, not the link.
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let path = resolve(path);
         let dir = parent(&path);
         let create = |e: Errno| Error::io(&path, "create", e);
         let mode = Mode::from_raw_mode(0o666);
@@ -162,7 +162,7 @@ pub(crate) struct StagedDir {
 impl StagedDir {
     /// A new directory that will appear at `path`.
     pub(crate) fn create(path: &Path) -> Result<Self> {
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let path = resolve(path);
         let dir = parent(&path);
         let _parent = lock_dir(dir);
         remove_debris(dir);
@@ -270,6 +270,12 @@ pub(crate) fn parent(path: &Path) -> &Path {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     }
+}
+
+/// `path` without links, whether or not it exists: one spelling for a directory, or it would be locked twice.
+fn resolve(path: &Path) -> PathBuf {
+    let beside = || Some(parent(path).canonicalize().ok()?.join(path.file_name()?));
+    path.canonicalize().ok().or_else(beside).unwrap_or_else(|| path.to_owned())
 }
 
 /// Holds others off while names change. File systems without locks are used without.

@@ -1,6 +1,8 @@
 //! The program from the outside: a module for each command or promise. Nothing but the built `qtool` is needed.
 
 mod corpus;
+mod destination;
+mod directory;
 mod golden;
 mod quantize;
 mod selection;

@@ -1,0 +1,138 @@
+//! Where outputs go: beside the input unless told otherwise, never over something by surprise.
+
+use crate::support::Workdir;
+use crate::support::model;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::Duration;
+
+#[test]
+fn an_existing_output_or_sidecar_is_replaced_only_by_force() {
+    for existing in ["model.int8.safetensors", "model.int8.json"] {
+        let dir = Workdir::with_fixture();
+        dir.write(existing, "precious");
+        let run = dir.fails("quantize model.safetensors", 2);
+        assert!(run.stderr.contains(existing) && run.stderr.contains("--force"), "{run}");
+        assert_eq!(dir.read(existing), b"precious");
+        assert_eq!(dir.names().len(), 2, "{:?}", dir.names());
+        dir.ok("quantize model.safetensors --force");
+        dir.ok("verify model.int8.json");
+    }
+    let dir = Workdir::with_fixture();
+    dir.ok("quantize model.safetensors");
+    dir.write("model.int8.float.safetensors", "precious");
+    dir.fails("dequantize model.int8.safetensors", 2);
+    assert_eq!(dir.read("model.int8.float.safetensors"), b"precious");
+    dir.ok("dequantize model.int8.safetensors --force");
+    dir.fails("compare model.safetensors model.int8.float.safetensors --min-sqnr 80", 3);
+}
+
+#[test]
+fn a_dangling_link_in_the_way_counts_as_existing() {
+    let dir = Workdir::with_fixture();
+    symlink("nowhere", dir.path("q.safetensors")).unwrap();
+    dir.fails("quantize model.safetensors -o q.safetensors", 2);
+    assert!(dir.path("q.safetensors").is_symlink() && !dir.exists("nowhere"));
+}
+
+#[test]
+fn the_input_is_overwritten_only_in_place_however_it_is_spelled() {
+    let dir = Workdir::with_fixture();
+    let before = dir.read("model.safetensors");
+    symlink("model.safetensors", dir.path("link.safetensors")).unwrap();
+    fs::hard_link(dir.path("model.safetensors"), dir.path("hard.safetensors")).unwrap();
+    fs::create_dir(dir.path("sub")).unwrap();
+    let absolute = dir.path("model.safetensors").display().to_string();
+    for output in
+        ["model.safetensors", "./model.safetensors", "sub/../model.safetensors", "link.safetensors", "hard.safetensors", &absolute]
+    {
+        for force in ["", "--force"] {
+            let run = dir.fails(&format!("quantize model.safetensors -o {output} {force}"), 2);
+            assert!(run.stderr.contains("--in-place"), "{run}");
+        }
+    }
+    let run = dir.fails("quantize model.safetensors -o q.safetensors --sidecar model.safetensors --force", 2);
+    assert!(run.stderr.contains("sidecar"), "{run}");
+    assert!(dir.read("model.safetensors") == before);
+    assert_eq!(dir.names(), ["hard.safetensors", "link.safetensors", "model.safetensors", "sub"]);
+
+    dir.ok("quantize model.safetensors --in-place");
+    assert_eq!(model::tensors(&dir.read("model.safetensors"))["conv1.weight"].dtype, "I8");
+    dir.ok("verify model.safetensors");
+    assert!(dir.read("hard.safetensors") == before, "the old content under another name stays");
+    assert_eq!(dir.names(), ["hard.safetensors", "link.safetensors", "model.json", "model.safetensors", "sub"]);
+}
+
+#[test]
+fn an_output_of_the_wrong_kind_is_wrong_usage() {
+    let dir = Workdir::with_fixture();
+    fs::create_dir(dir.path("folder")).unwrap();
+    assert!(mknodat(CWD, dir.path("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).is_ok());
+    for output in ["folder", "folder/", "pipe", "/dev/null", "/dev/full", "/dev/stdout", "."] {
+        let run = dir.fails(&format!("quantize model.safetensors -o {output} --force"), 2);
+        assert!(run.elapsed < Duration::from_secs(3), "{run}");
+    }
+    fs::create_dir(dir.path("model")).unwrap();
+    fs::rename(dir.path("model.safetensors"), dir.path("model/model.safetensors")).unwrap();
+    dir.write("file", "precious");
+    for output in ["file", "pipe", "/dev/null"] {
+        dir.fails(&format!("quantize model -o {output} --force"), 2);
+    }
+    assert_eq!(dir.read("file"), b"precious");
+    assert_eq!(dir.names(), ["file", "folder", "model", "model/model.safetensors", "pipe"]);
+}
+
+#[test]
+fn an_output_directory_that_cannot_be_written_to_is_known_before_the_work() {
+    let dir = Workdir::with_fixture();
+    dir.write("file", "");
+    let run = dir.fails("quantize model.safetensors -o none/q.safetensors", 4);
+    assert!(run.stderr.contains("none") && run.stderr.to_lowercase().contains("no such file"), "{run}");
+    assert!(run.elapsed < Duration::from_secs(1), "{run}");
+    let run = dir.fails("quantize model.safetensors -o file/q.safetensors", if cfg!(target_os = "linux") { 2 } else { 4 });
+    assert!(run.stderr.contains("directory"), "{run}");
+    dir.fails("quantize none.safetensors", 4);
+    assert_eq!(dir.names(), ["file", "model.safetensors"]);
+    if !rustix::process::geteuid().is_root() {
+        fs::create_dir(dir.path("closed")).unwrap();
+        fs::set_permissions(dir.path("closed"), fs::Permissions::from_mode(0o555)).unwrap();
+        let run = dir.fails("quantize model.safetensors -o closed/q.safetensors", 4);
+        assert!(run.stderr.to_lowercase().contains("permission denied"), "{run}");
+    }
+}
+
+#[test]
+fn a_linked_output_keeps_its_link_and_replaces_the_target() {
+    let dir = Workdir::with_fixture();
+    dir.write("store/weights.safetensors", "old");
+    symlink("store/weights.safetensors", dir.path("q.safetensors")).unwrap();
+    dir.fails("quantize model.safetensors -o q.safetensors", 2);
+    dir.ok("quantize model.safetensors -o q.safetensors --force");
+    assert!(dir.path("q.safetensors").is_symlink());
+    assert!(!dir.path("store/weights.safetensors").is_symlink());
+    assert_eq!(model::tensors(&dir.read("store/weights.safetensors"))["conv1.weight"].dtype, "I8");
+    assert_eq!(dir.names(), ["model.safetensors", "q.json", "q.safetensors", "store", "store/weights.safetensors"]);
+    dir.ok("verify q.safetensors");
+}
+
+#[test]
+fn names_and_tags_follow_what_was_asked_for() {
+    let dir = Workdir::with_fixture();
+    dir.ok("quantize model.safetensors --weights uint4");
+    dir.ok("quantize model.safetensors -o weights --sidecar about.json");
+    dir.ok("verify about.json");
+    dir.ok("verify model.uint4.json");
+    dir.ok("dequantize about.json -o from_sidecar.safetensors");
+    dir.ok("dequantize model.uint4.safetensors");
+    let expected = [
+        "about.json",
+        "from_sidecar.safetensors",
+        "model.safetensors",
+        "model.uint4.float.safetensors",
+        "model.uint4.json",
+        "model.uint4.safetensors",
+        "weights",
+    ];
+    assert_eq!(dir.names(), expected);
+}

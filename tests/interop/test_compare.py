@@ -24,11 +24,16 @@ def figures(values, dequantized):
     }
 
 
-def check(found, expected, tolerance, what):
-    for figure, value in expected.items():
-        if figure in found:
-            close = found[figure] is None if not math.isfinite(value) else found[figure] == pytest.approx(value, rel=tolerance)
-            assert close, f"{what} {figure}: {found[figure]}, expected {value}"
+# Sidecars: made in f32 while codes are. A value of 127 scales has 7 bits before the point, its error none.
+IN_PASSING = {"max_abs": 1e-3, "mse": 1e-4, "sqnr_db": 1e-4}
+EXACT = dict.fromkeys(["cosine", "max_abs", "mse", "sqnr_db"], 1e-9)
+
+
+def check(found, expected, tolerances, what):
+    for figure, tolerance in tolerances.items():
+        value = expected[figure]
+        close = found[figure] is None if not math.isfinite(value) else found[figure] == pytest.approx(value, rel=tolerance)
+        assert close, f"{what} {figure}: {found[figure]}, expected {value}"
 
 
 @pytest.mark.parametrize("dtype", ["trained"] + checkpoints.FLOATS)
@@ -58,13 +63,12 @@ def test_figures(tmp_path, dtype, options):
         assert tensor["quantized"] == (name in output.records)
         if name in output.records:
             expected = figures(floats[name], dequantized[name])
-            check(tensor, expected, 1e-9, name)
-            # The sidecar's are made while codes are: from exact products, added up in another order.
-            check(output.records[name]["error"], expected, 1e-5, f"{name} in the sidecar")
+            check(tensor, expected, EXACT, name)
+            check(output.records[name]["error"], expected, IN_PASSING, f"{name} in the sidecar")
         else:
             assert (tensor["mse"], tensor["max_abs"], tensor["sqnr_db"]) == (0, 0, None)
     flat = lambda of: torch.cat([of[name].double().flatten() for name in compared])
-    check(report["total"], figures(flat(tensors if dtype != "F64" else floats), flat(dequantized)), 1e-9, "total")
+    check(report["total"], figures(flat(tensors if dtype != "F64" else floats), flat(dequantized)), EXACT, "total")
     ratios = [tensor["sqnr_db"] for tensor in report["tensors"] if tensor["sqnr_db"] is not None]
     assert ratios == sorted(ratios)
 

@@ -79,7 +79,9 @@ def test_mse_is_never_worse_than_min_max(tmp_path, quantize, needs, weights, sym
         searched, plain = quantize(model, "--observer", "mse", *options), quantize(model, *options)
         for name in plain.records:
             best, most = (squared_errors(output, name, tensors[name], granularity) for output in (searched, plain))
-            worse = best > most * (1 + 1e-9)
+            # Errors that are the rounding of scales to f32 are none: a value alone in its channel.
+            rounding = rows_of(tensors[name], granularity).double().square().sum(1) * 2.0**-46
+            worse = best > most * (1 + 1e-9) + rounding
             assert not worse.any(), f"{name}: channel {int(worse.nonzero()[0])}: {best[worse][0]} > {most[worse][0]}"
             gained += int((best < most * 0.999).sum())
     assert gained > 0

@@ -2,9 +2,13 @@
 
 mod corpus;
 mod destination;
+mod determinism;
 mod directory;
 mod golden;
+mod options;
 mod quantize;
+mod schema;
 mod selection;
 mod support;
 mod values;
+mod verify;

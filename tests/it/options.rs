@@ -1,0 +1,82 @@
+//! The command line itself: help, version, completions, manual pages, mistakes.
+
+use crate::support::Workdir;
+
+const COMMANDS: &[&str] = &["quantize", "dequantize", "inspect", "compare", "verify", "completions", "man"];
+
+#[test]
+fn help_of_every_command_goes_to_standard_output() {
+    let dir = Workdir::new();
+    let all = dir.ok("--help");
+    for command in COMMANDS {
+        assert!(all.stdout.contains(&format!("\n  {command} ")), "{command}: {all}");
+        for help in [format!("{command} --help"), format!("help {command}"), format!("{command} -h")] {
+            let run = dir.ok(&help);
+            assert!(run.stdout.contains("Usage: qtool") && run.stderr.is_empty(), "{run}");
+            assert!(!run.stdout.contains('\x1b'), "{run}");
+        }
+    }
+    assert!(all.stdout.contains("Exit codes"), "{all}");
+    for observer in qtool::observers::OBSERVERS {
+        assert!(dir.ok("quantize --help").stdout.contains(observer.name), "{}", observer.name);
+    }
+    assert!(dir.names().is_empty());
+}
+
+#[test]
+fn version_is_that_of_the_package() {
+    let dir = Workdir::new();
+    assert_eq!(dir.ok("-V").stdout, concat!("qtool ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert!(dir.ok("--version").stdout.starts_with(concat!("qtool ", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn completions_and_manual_pages_are_complete() {
+    let dir = Workdir::new();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = dir.ok(&format!("completions {shell}")).stdout;
+        for word in ["granularity", "dequantize", "per-channel"].iter().take(2) {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+    dir.run(["completions", "tcsh"]).expect(2);
+    let page = dir.ok("man").stdout;
+    assert!(page.contains(".TH qtool") && page.contains("quantize"), "{page}");
+    std::fs::create_dir(dir.path("man1")).unwrap();
+    dir.ok("man --directory man1");
+    for command in COMMANDS {
+        let page = String::from_utf8(dir.read(format!("man1/qtool-{command}.1"))).unwrap();
+        assert!(page.contains(".SH SYNOPSIS"), "{command}");
+    }
+    let run = dir.fails("man --directory none", 4);
+    assert!(run.stderr.contains("none"), "{run}");
+}
+
+#[test]
+fn mistakes_are_told_on_standard_error_with_exit_code_2() {
+    let dir = Workdir::with_fixture();
+    let mistakes = [
+        "",
+        "quantise model.safetensors",
+        "quantize",
+        "quantize model.safetensors --unknown",
+        "quantize model.safetensors --threads 0",
+        "quantize model.safetensors --threads many",
+        "quantize model.safetensors --max-memory 12parsecs",
+        "quantize model.safetensors --max-memory -1",
+        "quantize model.safetensors --granularity per-group:-1",
+        "quantize model.safetensors --format zip",
+        "quantize model.safetensors --min-elements -3",
+        "quantize model.safetensors --observer min-max:7",
+        "quantize model.safetensors extra.safetensors",
+        "compare model.safetensors",
+        "compare model.safetensors model.safetensors --min-sqnr much",
+        "inspect",
+        "completions",
+    ];
+    for mistake in mistakes {
+        let run = dir.run(mistake.split_whitespace()).expect(2);
+        assert!(!run.stderr.is_empty() && run.stdout.is_empty(), "{run}");
+    }
+    assert_eq!(dir.names(), ["model.safetensors"]);
+}

@@ -1,0 +1,211 @@
+//! `verify` finds whatever is not as it was written, and is not led astray by a sidecar of strangers.
+
+use crate::support::model::{self, Tensor};
+use crate::support::{Random, Run, Workdir};
+use serde_json::{Value, json};
+use std::fs;
+
+/// A small quantized model, per group so that parameters are in the weights too.
+fn quantized() -> Workdir {
+    let mut random = Random(5);
+    let tensors = [Tensor::weights("a.weight", &[40, 32], &mut random), Tensor::weights("b.weight", &[33, 32], &mut random)];
+    let dir = Workdir::with_model(&model::file(&tensors));
+    dir.ok("quantize model.safetensors -o q.safetensors --granularity per-group:16 --asymmetric");
+    dir
+}
+
+/// Fails as a check or as bad input, in one line.
+fn refused(dir: &Workdir, output: &str) -> Run {
+    let run = dir.run(["verify", output]);
+    assert!(matches!(run.status.code(), Some(1 | 3)), "{run}");
+    run.expect_one_error();
+    run
+}
+
+/// Text that the sidecar's hash does not cover: what is not about the outputs, and the spaces between.
+fn is_about_outputs(text: &[u8], changed: &[u8]) -> bool {
+    let keep = |text: &[u8]| {
+        let document: Value = serde_json::from_slice(text).ok()?;
+        Some((document["output"]["files"].clone(), document["format"].clone(), document["version"].clone()))
+    };
+    keep(changed).is_none_or(|found| Some(found) != keep(text))
+}
+
+#[test]
+fn every_flipped_bit_of_the_weights_is_found() {
+    let dir = quantized();
+    let weights = dir.read("q.safetensors");
+    let mut random = Random(6);
+    for _ in 0..250 {
+        let (byte, bit) = (random.below(weights.len()), random.below(8));
+        let mut changed = weights.clone();
+        changed[byte] ^= 1 << bit;
+        dir.write("q.safetensors", &changed);
+        let run = refused(&dir, "q.json");
+        assert!(run.stderr.contains("q.safetensors"), "byte {byte} bit {bit}: {run}");
+    }
+    dir.write("q.safetensors", weights);
+    dir.ok("verify q.json");
+}
+
+#[test]
+fn flipped_bits_of_the_sidecar_that_concern_the_files_are_found_and_none_crashes() {
+    let dir = quantized();
+    let sidecar = dir.read("q.json");
+    let mut random = Random(7);
+    let mut found = 0;
+    for _ in 0..300 {
+        let (byte, bit) = (random.below(sidecar.len()), random.below(8));
+        let mut changed = sidecar.clone();
+        changed[byte] ^= 1 << bit;
+        dir.write("q.json", &changed);
+        let run = dir.run(["verify", "q.json"]);
+        match run.status.code() {
+            Some(0) => assert!(!is_about_outputs(&sidecar, &changed), "byte {byte} bit {bit}: {run}"),
+            Some(1 | 3) => found += 1,
+            _ => panic!("byte {byte} bit {bit}: {run}"),
+        }
+    }
+    assert!(found > 100, "{found}");
+}
+
+#[test]
+fn every_truncation_and_growth_is_found() {
+    let dir = quantized();
+    for file in ["q.safetensors", "q.json"] {
+        let content = dir.read(file);
+        for len in [0, 1, 7, 8, 9, content.len() / 2, content.len() - 2] {
+            dir.write(file, &content[..len]);
+            refused(&dir, "q.json");
+        }
+        dir.write(file, [&content[..], b"x"].concat());
+        refused(&dir, "q.json");
+        dir.write(file, content);
+    }
+    dir.ok("verify q.safetensors");
+    fs::remove_file(dir.path("q.safetensors")).unwrap();
+    let run = refused(&dir, "q.json");
+    assert!(run.stderr.contains("q.safetensors"), "{run}");
+}
+
+#[test]
+fn a_sidecar_of_another_run_does_not_fit() {
+    let dir = quantized();
+    dir.ok("quantize model.safetensors -o r.safetensors --granularity per-group:16");
+    fs::rename(dir.path("r.json"), dir.path("q.json")).unwrap();
+    refused(&dir, "q.safetensors");
+    // Under the right name, but with the wrong content.
+    fs::rename(dir.path("q.safetensors"), dir.path("r.safetensors")).unwrap();
+    let run = refused(&dir, "q.json");
+    assert!(run.stderr.contains("BLAKE3") || run.stderr.contains("bytes"), "{run}");
+}
+
+/// A model in two shards of the same shapes, quantized as a directory.
+fn shards() -> Workdir {
+    let mut random = Random(8);
+    let dir = Workdir::new();
+    let mut weight_map = serde_json::Map::new();
+    for name in ["a", "b"] {
+        dir.write(format!("m/{name}.safetensors"), model::file(&[Tensor::weights(name, &[40, 32], &mut random)]));
+        weight_map.insert(name.into(), format!("{name}.safetensors").into());
+    }
+    dir.write("m/model.safetensors.index.json", json!({"weight_map": weight_map}).to_string());
+    dir.write("m/config.json", "{}");
+    dir.ok("quantize m -o q");
+    dir
+}
+
+#[test]
+fn every_member_of_a_directory_counts() {
+    let dir = shards();
+    dir.ok("verify q");
+    for member in ["a.safetensors", "b.safetensors", "model.safetensors.index.json", "config.json"] {
+        let path = dir.path(format!("q/{member}"));
+        fs::rename(&path, dir.path("hidden")).unwrap();
+        let run = refused(&dir, "q");
+        assert!(run.stderr.contains(member), "{run}");
+        fs::rename(dir.path("hidden"), &path).unwrap();
+    }
+    dir.ok("verify q");
+    let (a, b) = (dir.read("q/a.safetensors"), dir.read("q/b.safetensors"));
+    assert_eq!(a.len(), b.len());
+    dir.write("q/a.safetensors", &b);
+    dir.write("q/b.safetensors", &a);
+    refused(&dir, "q");
+    dir.write("q/a.safetensors", a);
+    dir.write("q/b.safetensors", b);
+    dir.ok("verify q");
+    fs::remove_file(dir.path("q/qtool.json")).unwrap();
+    dir.fails("verify q", 4);
+}
+
+/// The files that a sidecar names are opened only if they lie in its own directory.
+#[test]
+fn names_that_lead_elsewhere_are_refused_unopened() {
+    let dir = quantized();
+    fs::create_dir(dir.path("in")).unwrap();
+    fs::rename(dir.path("q.safetensors"), dir.path("secret.safetensors")).unwrap();
+    let original = dir.json("q.json");
+    let absolute = dir.path("secret.safetensors").display().to_string();
+    for name in ["../secret.safetensors", &absolute, "in/../../secret.safetensors", "", ".", "..", "a\0b"] {
+        let mut sidecar = original.clone();
+        sidecar["output"]["files"][0]["name"] = name.into();
+        dir.write("in/q.json", sidecar.to_string());
+        let run = refused(&dir, "in/q.json");
+        assert!(!run.stdout.contains("intact") || !run.stdout.contains("secret"), "{run}");
+        for command in ["dequantize", "compare ../model.safetensors"] {
+            let mut arguments: Vec<&str> = command.split(' ').collect();
+            arguments.push("q.json");
+            let run = crate::support::finish(dir.command(crate::support::QTOOL).current_dir(dir.path("in")).args(arguments));
+            assert_eq!(run.status.code(), Some(1), "{name:?}: {run}");
+            run.expect_one_error();
+        }
+        let tracer = dir.command("strace").arg("-V").output();
+        if tracer.is_ok_and(|done| done.status.success()) && !name.contains('\0') {
+            let mut command = dir.command("strace");
+            let run = crate::support::finish(command.args(["-f", "-e", "trace=file", crate::support::QTOOL, "verify", "in/q.json"]));
+            let opened = run.stderr.lines().any(|line| line.contains("secret.safetensors") && line.contains("open"));
+            assert!(!opened, "{name:?}: {run}");
+        }
+    }
+    assert_eq!(crate::support::names(&dir.path("in")), ["q.json"]);
+}
+
+#[test]
+fn parameters_that_make_no_sense_are_refused() {
+    let mut random = Random(9);
+    let dir = Workdir::with_model(&model::file(&[Tensor::weights("w", &[40, 32], &mut random)]));
+    dir.ok("quantize model.safetensors -o q.safetensors");
+    let original = dir.json("q.json");
+    let edits: &[(&str, Value)] = &[
+        ("scale", json!([1.0])),
+        ("scale", json!(vec![0.0; 40])),
+        ("scale", json!(vec![-1.0; 40])),
+        ("scale", json!({"tensor": "nowhere"})),
+        ("zero_point", json!(vec![1000; 40])),
+        ("zero_point", json!([0, 0])),
+        ("shape", json!([32, 40])),
+        ("shape", json!([u64::MAX, 40])),
+        ("shape", json!([])),
+        ("dtype", json!("uint4")),
+        ("axis", json!(2)),
+        ("granularity", json!("per_row")),
+        ("source_dtype", json!("I32")),
+        ("unknown", json!(1)),
+    ];
+    for (field, value) in edits {
+        let mut sidecar = original.clone();
+        sidecar["tensors"]["w"][field] = value.clone();
+        dir.write("q.json", sidecar.to_string());
+        refused(&dir, "q.json");
+        dir.fails("dequantize q.safetensors", 1);
+    }
+    for (field, value) in [("format", json!("other")), ("version", json!(2)), ("tensors", json!({"v": original["tensors"]["w"]}))] {
+        let mut sidecar = original.clone();
+        sidecar[field] = value;
+        dir.write("q.json", sidecar.to_string());
+        refused(&dir, "q.json");
+        dir.fails("dequantize q.safetensors", 1);
+    }
+    assert_eq!(dir.names(), ["model.safetensors", "q.json", "q.safetensors"]);
+}

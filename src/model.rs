@@ -155,6 +155,13 @@ impl Model {
         scratch
     }
 
+    /// The stored bytes of elements of a tensor of whole-byte type; those beyond its end are left out.
+    pub(crate) fn element_bytes(&self, tensor: usize, elements: Range<usize>) -> &[u8] {
+        let (bytes, width) = (self.tensor_bytes(tensor), self.tensors[tensor].info.dtype.bytes().unwrap_or(0) as usize);
+        let end = (elements.end * width).min(bytes.len());
+        &bytes[(elements.start * width).min(end)..end]
+    }
+
     /// An error about a tensor of this model.
     pub(crate) fn tensor_error(&self, tensor: usize, message: impl Into<String>) -> Error {
         Error::tensor(self.file_of(tensor).path(), &self.tensors[tensor].info.name, message)

@@ -60,6 +60,25 @@ fn widest() -> InstructionSet {
     InstructionSet::Baseline
 }
 
+/// Bytes that a processor fetches at a time.
+const CACHE_LINE: usize = 64;
+
+/// Asks for `bytes` to be on their way into the second-level cache when they are needed. Changes no result.
+#[inline(always)]
+pub(crate) fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(CACHE_LINE) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        #[expect(unsafe_code, reason = "the intrinsic takes a raw pointer")]
+        // SAFETY: prefetching has no effect that a program can observe and never faults; the pointer is valid besides.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (bytes, CACHE_LINE);
+}
+
 /// Defines a function whose body is compiled for every [`InstructionSet`] and dispatched at run time.
 macro_rules! dispatched {
     ($(#[$meta:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) -> $result:ty $body:block) => {

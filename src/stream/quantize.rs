@@ -15,6 +15,7 @@ use crate::quant::metrics::ErrorSums;
 use crate::quant::packing::{pack_nibbles, packed_len};
 use crate::quant::params::Params;
 use crate::stream::observe;
+use crate::tensor::Dtype;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock};
@@ -25,6 +26,9 @@ const PIECE: usize = 1 << 18;
 
 /// Elements whose extents are found before they are quantized: 256 KiB of f32, a share of a second-level cache.
 const CACHED: usize = 1 << 16;
+
+/// The same for types that are converted to f32 first: 32 KiB, most of a first-level cache.
+const CONVERTED: usize = 1 << 13;
 
 /// Longest run of elements (a channel, or a row of groups) that is dealt with in one piece.
 const LONGEST_LOCAL: usize = 1 << 20;
@@ -257,7 +261,8 @@ impl<'a> QuantizeJobs<'a> {
     ) -> Result<Part> {
         let mut part = Part { params: Vec::new(), sums: ErrorSums::default() };
         let (target, row, size) = (scheme.target(), scheme.layout.row_len(), scheme.layout.group_len());
-        let cached = row * (CACHED / row).max(1);
+        let as_stored = self.model.tensors()[tensor].info.dtype == Dtype::F32;
+        let cached = row * (if as_stored { CACHED } else { CONVERTED } / row).max(1);
         let mut extents = Vec::with_capacity(cached.div_ceil(size.min(row)));
         for start in elements.clone().step_by(cached) {
             let end = (start + cached).min(elements.end);
@@ -268,11 +273,14 @@ impl<'a> QuantizeJobs<'a> {
             if extents.iter().any(|extent| !extent.finite) {
                 return Err(observe::non_finite(self.model, tensor));
             }
+            let mut next = end;
             let codes = codes[start - elements.start..end - elements.start].chunks_mut(row).flat_map(|row| row.chunks_mut(size));
             for ((values, codes), extent) in groups().zip(codes).zip(&extents) {
                 let range = scheme.observer.observe_once(Batch { extent: extent.range(), values: &values }, &target);
                 let params = scheme.rule.choose_params(range);
-                part.sums.merge(&kernel::quantize(values, params, scheme.arithmetic, scheme.rule.grid, codes));
+                let ahead = self.model.element_bytes(tensor, next..(next + values.len()).min(elements.end));
+                next += values.len();
+                part.sums.merge(&kernel::quantize_ahead(values, params, scheme.arithmetic, scheme.rule.grid, codes, ahead));
                 part.params.push(params);
             }
         }

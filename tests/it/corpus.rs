@@ -98,7 +98,7 @@ impl Content {
             Content::Pieces(pieces) => fs::write(path, bytes(pieces)).unwrap(),
             Content::Unreadable { unreadable } => {
                 fs::write(&path, bytes(unreadable)).unwrap();
-                fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
             }
             Content::Link { link } => symlink(link, path).unwrap(),
             Content::Fifo { fifo } => assert!(*fifo && mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).is_ok()),
@@ -187,10 +187,9 @@ fn complaints(case: &Case, dir: &Workdir, run: &Run, exit: i32, messages: &[Stri
         wrong.push(format!("expected {part:?} in the message"));
     }
     let output = format!("{}{}", run.stdout, run.stderr);
-    if let Some(bytes) = case.must_not_output_hex.as_deref().map(unhex) {
-        if output.as_bytes().windows(bytes.len()).any(|window| window == bytes) {
-            wrong.push("output: raw escape sequence".into());
-        }
+    let forbidden = case.must_not_output_hex.as_deref().map(unhex);
+    if forbidden.is_some_and(|bytes| output.as_bytes().windows(bytes.len()).any(|window| window == bytes)) {
+        wrong.push("output: raw escape sequence".into());
     }
     if exit != 0 {
         let errors = run.stderr.lines().filter(|line| line.starts_with("qtool: error: ")).count();

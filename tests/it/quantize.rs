@@ -71,17 +71,15 @@ fn check_codes(tensor: &Tensor, quantized: &Quantized, convention: &str, symmetr
     let mut sums = [0f64; 3];
     for (index, value) in values.iter().enumerate() {
         let group = quantized.group(index);
-        let (code, scale) = (quantized.codes[index], f64::from(quantized.scales[group]));
-        let exact = value / scale + f64::from(quantized.zero_points[group]);
-        let what = format!("{name}[{index}] = {value}, scale {scale}: code {code}, expected {exact}");
-        assert!((quantized.qmin..=quantized.qmax).contains(&code), "{what}");
-        let distance = exact - f64::from(code);
-        let allowed = match code {
-            code if code == quantized.qmin => -f64::INFINITY..=HALF,
-            code if code == quantized.qmax => -HALF..=f64::INFINITY,
-            _ => -HALF..=HALF,
+        let (code, scale, zero_point) = (quantized.codes[index], f64::from(quantized.scales[group]), quantized.zero_points[group]);
+        let distance = value / scale + f64::from(zero_point) - f64::from(code);
+        let (low, high) = match code {
+            code if code == quantized.qmin => (-f64::INFINITY, HALF),
+            code if code == quantized.qmax => (-HALF, f64::INFINITY),
+            _ => (-HALF, HALF),
         };
-        assert!(allowed.contains(&distance), "{what}");
+        let fits = (quantized.qmin..=quantized.qmax).contains(&code) && low <= distance && distance <= high;
+        assert!(fits, "{name}[{index}] = {value}, scale {scale}, zero point {zero_point}: code {code} is {distance} off");
         let error = value - quantized.value(index);
         sums = [sums[0] + error * error, sums[1] + value * value, sums[2].max(error.abs())];
     }

@@ -55,7 +55,7 @@ fn lay_out(quantized: &QuantizedModel) -> OutputLayout {
         let tensors: Vec<usize> = model.in_header_order(index).into_iter().filter(|tensor| own.contains(tensor)).collect();
         let entry = |tensor: &usize| {
             let name = model.tensors()[*tensor].info.name.clone();
-            Entry { name, dtype: quantized.dtype(*tensor), shape: quantized.shape(*tensor).to_vec() }
+            Entry { name, dtype: quantized.dtype(*tensor), shape: quantized.shape(*tensor).to_vec(), codes: None }
         };
         let entries: Vec<Entry> = tensors.iter().map(entry).collect();
         for entry in &entries {

@@ -190,7 +190,9 @@ pub fn find(output: &Path) -> Result<std::path::PathBuf> {
     } else if output.extension().is_some_and(|extension| extension == "json") {
         output.to_owned()
     } else {
-        sidecar_path(output)
+        let of_directory = output.with_file_name(DIRECTORY_SIDECAR);
+        let of_file = sidecar_path(output);
+        if of_directory.is_file() && !of_file.is_file() { of_directory } else { of_file }
     };
     match candidate.symlink_metadata() {
         Ok(_) => Ok(candidate),

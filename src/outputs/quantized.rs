@@ -115,12 +115,12 @@ pub(crate) struct DequantizeScratch {
 
 /// The file or directory of weights that belongs to a sidecar.
 fn weights_of(output: &Path, sidecar: &Path, document: &Document) -> Result<PathBuf> {
-    if output.is_dir() || output != sidecar {
-        return Ok(output.to_owned());
-    }
     let dir = super::staging::parent(sidecar);
     if sidecar.file_name().is_some_and(|name| name == document::DIRECTORY_SIDECAR) {
-        return Ok(dir.to_owned());
+        return Ok(if output.is_dir() { output.to_owned() } else { dir.to_owned() });
+    }
+    if output != sidecar {
+        return Ok(output.to_owned());
     }
     match document.output.files.as_slice() {
         [weights] if is_contained(&weights.name) => Ok(dir.join(&weights.name)),

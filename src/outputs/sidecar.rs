@@ -47,7 +47,7 @@ impl Output for Sidecar {
             for (tensor, info) in model.tensors().iter().enumerate().filter(|(_, t)| t.file == index).map(|(i, t)| (i, &t.info)) {
                 match plan.scheme(tensor) {
                     None => {
-                        entries.push(Entry { name: info.name.clone(), dtype: info.dtype, shape: info.shape.clone() });
+                        entries.push(Entry { name: info.name.clone(), dtype: info.dtype, shape: info.shape.clone(), codes: None });
                         contents.push(Content::Source(tensor));
                     }
                     Some(scheme) => add_quantized(&info.name, &info.shape, tensor, scheme, &mut entries, &mut contents),
@@ -61,7 +61,7 @@ impl Output for Sidecar {
                 weight_map.insert(entry.name.clone(), json!(source.name()));
                 total_size += entry.len();
             }
-            let container = container::lay_out(&entries, &metadata, Order::WidestFirst);
+            let container = container::lay_out(&entries, &metadata, Order::Aligned);
             let mut contents: Vec<_> = contents.into_iter().zip(container.places).collect();
             contents.sort_by_key(|(_, place)| (place.start, place.end));
             files.push(FileLayout { name: source.name().into_owned(), header: container.header, contents, len: container.len });
@@ -81,7 +81,8 @@ pub(crate) fn index_document(model: &Model, weight_map: Map<String, Value>, tota
 
 fn add_quantized(name: &str, shape: &[usize], tensor: usize, scheme: &TensorScheme, entries: &mut Vec<Entry>, contents: &mut Vec<Content>) {
     let dtype = if scheme.codes.is_signed() && scheme.codes.bits() == 8 { Dtype::I8 } else { Dtype::U8 };
-    entries.push(Entry { name: name.to_owned(), dtype, shape: packed_shape(scheme.codes, shape) });
+    let codes = Some(entries.len());
+    entries.push(Entry { name: name.to_owned(), dtype, shape: packed_shape(scheme.codes, shape), codes: None });
     contents.push(Content::Codes(tensor));
     if let Granularity::PerGroup(_) = scheme.granularity {
         let last = shape.last().copied().unwrap_or(1);
@@ -89,11 +90,11 @@ fn add_quantized(name: &str, shape: &[usize], tensor: usize, scheme: &TensorSche
         if let Some(dim) = groups.last_mut() {
             *dim = last.div_ceil(scheme.layout.group_len());
         }
-        entries.push(Entry { name: format!("{name}{SCALE}"), dtype: Dtype::F32, shape: groups.clone() });
+        entries.push(Entry { name: format!("{name}{SCALE}"), dtype: Dtype::F32, shape: groups.clone(), codes });
         contents.push(Content::Scales(tensor));
         if !scheme.rule.is_zero_point_fixed() {
             let dtype = if scheme.codes.is_signed() { Dtype::I8 } else { Dtype::U8 };
-            entries.push(Entry { name: format!("{name}{ZERO_POINT}"), dtype, shape: groups });
+            entries.push(Entry { name: format!("{name}{ZERO_POINT}"), dtype, shape: groups, codes });
             contents.push(Content::ZeroPoints(tensor));
         }
     }

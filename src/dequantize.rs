@@ -5,7 +5,7 @@
 
 use crate::error::Result;
 use crate::formats::ReadOptions;
-use crate::outputs::assemble::assemble;
+use crate::outputs::assemble::Assembly;
 use crate::outputs::container::{self, Entry, Order};
 use crate::outputs::quantized::QuantizedModel;
 use crate::outputs::sidecar::index_document;
@@ -43,7 +43,7 @@ pub fn dequantize(
     let fill = &mut |file: &std::fs::File, path: &Path, layout: &FileLayout| {
         stream::run(&DequantizeJobs::new(&quantized, layout), file, path, &layout.header, threads, progress)
     };
-    assemble(&target, &quantized.model, &layout, fill, |_| None)?;
+    Assembly { target: &target, model: &quantized.model, layout: &layout }.write(fill, |_| None)?;
     Ok(target.output)
 }
 

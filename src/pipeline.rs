@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::formats::{self, ReadOptions};
 use crate::model::Model;
-use crate::outputs::assemble::assemble;
+use crate::outputs::assemble::Assembly;
 use crate::outputs::document::FileRecord;
 use crate::outputs::target::Target;
 use crate::outputs::{Output, OutputLayout, record};
@@ -91,10 +91,7 @@ impl Prepared {
         let outcomes = RefCell::new(BTreeMap::new());
         std::thread::scope(|scope| {
             let hashing = scope.spawn(|| self.hash_sources());
-            assemble(
-                target,
-                model,
-                layout,
+            Assembly { target, model, layout }.write(
                 // **Observes**, **chooses** and **quantizes**, and **writes** the codes: see `stream::quantize`.
                 &mut |file, path, layout| {
                     let jobs = QuantizeJobs::new(model, plan, layout);

@@ -39,31 +39,17 @@ pub trait Values: Sync {
     }
 }
 
-impl Values for [f32] {
+impl<T: AsRef<[f32]> + Sync + ?Sized> Values for T {
     fn len(&self) -> usize {
-        <[f32]>::len(self)
+        self.as_ref().len()
     }
 
     fn for_each_piece(&self, each: &mut dyn FnMut(&[f32])) {
-        each(self);
+        each(self.as_ref());
     }
 
     fn as_slice(&self) -> Option<&[f32]> {
-        Some(self)
-    }
-}
-
-impl Values for &[f32] {
-    fn len(&self) -> usize {
-        <[f32]>::len(self)
-    }
-
-    fn for_each_piece(&self, each: &mut dyn FnMut(&[f32])) {
-        each(self);
-    }
-
-    fn as_slice(&self) -> Option<&[f32]> {
-        Some(self)
+        Some(self.as_ref())
     }
 }
 

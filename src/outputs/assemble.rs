@@ -12,70 +12,64 @@ use std::path::Path;
 /// Fills a file of weights as laid out, and returns the hash of its content.
 pub(crate) type Fill<'f> = dyn FnMut(&File, &Path, &FileLayout) -> Result<blake3::Hash> + 'f;
 
-/// Writes `layout` to `target`: `fill` writes each file of weights; `describe` makes the sidecar of the records of all
-/// files, if there is one. `model` is checked for change before anything appears, and its companions are carried over.
-pub(crate) fn assemble(
-    target: &Target,
-    model: &Model,
-    layout: &OutputLayout,
-    fill: &mut Fill<'_>,
-    describe: impl FnOnce(Vec<FileRecord>) -> Option<Vec<u8>>,
-) -> Result<()> {
-    if target.is_directory { directory(target, model, layout, fill, describe) } else { files(target, model, layout, fill, describe) }
+/// What is put together, and where.
+pub(crate) struct Assembly<'a> {
+    pub target: &'a Target,
+    /// What is checked for change before anything appears, and whose companions are carried over.
+    pub model: &'a Model,
+    pub layout: &'a OutputLayout,
 }
 
-fn files(
-    target: &Target,
-    model: &Model,
-    layout: &OutputLayout,
-    fill: &mut Fill<'_>,
-    describe: impl FnOnce(Vec<FileRecord>) -> Option<Vec<u8>>,
-) -> Result<()> {
-    let [weights] = layout.files.as_slice() else { unreachable!("a model of one file has an output of one file") };
-    let staged = StagedFile::create(&target.output, weights.len)?;
-    let mut record = filled(staged.file(), staged.path(), weights, fill)?;
-    record.name = target.output.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut set = vec![staged];
-    if let (Some(path), Some(text)) = (&target.sidecar, describe(vec![record])) {
-        let sidecar = StagedFile::create(path, text.len() as u64)?;
-        record::write_all(sidecar.file(), sidecar.path(), &text)?;
-        set.push(sidecar);
+impl Assembly<'_> {
+    /// Writes everything: `fill` writes each file of weights; `describe` makes the sidecar of the records of all files, if
+    /// there is one.
+    pub(crate) fn write(&self, fill: &mut Fill<'_>, describe: impl FnOnce(Vec<FileRecord>) -> Option<Vec<u8>>) -> Result<()> {
+        if self.target.is_directory { self.write_directory(fill, describe) } else { self.write_files(fill, describe) }
     }
-    staging::sync_files(&set, target.durability)?;
-    model.check_unchanged()?;
-    staging::publish_files(set, target.replace, target.durability)
-}
 
-fn directory(
-    target: &Target,
-    model: &Model,
-    layout: &OutputLayout,
-    fill: &mut Fill<'_>,
-    describe: impl FnOnce(Vec<FileRecord>) -> Option<Vec<u8>>,
-) -> Result<()> {
-    let staged = StagedDir::create(&target.output)?;
-    let dir = staged.building();
-    let mut records = Vec::new();
-    for weights in &layout.files {
-        let path = dir.join(&weights.name);
-        let file = staging::create_allocated(&path, weights.len)?;
-        records.push(filled(&file, &path, weights, fill)?);
-    }
-    for (name, content) in &layout.documents {
-        records.push(record::write_document(dir, name, content)?);
-    }
-    let sidecar_name = target.sidecar.as_deref().and_then(Path::file_name);
-    for companion in model.companions() {
-        if companion != Path::new(super::document::DIRECTORY_SIDECAR) {
-            records.push(record::copy_companion(model.path(), dir, companion)?);
+    fn write_files(&self, fill: &mut Fill<'_>, describe: impl FnOnce(Vec<FileRecord>) -> Option<Vec<u8>>) -> Result<()> {
+        let Assembly { target, model, layout } = self;
+        let [weights] = layout.files.as_slice() else { unreachable!("a model of one file has an output of one file") };
+        let staged = StagedFile::create(&target.output, weights.len)?;
+        let mut record = filled(staged.file(), staged.path(), weights, fill)?;
+        record.name = target.output.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut set = vec![staged];
+        if let (Some(path), Some(text)) = (&target.sidecar, describe(vec![record])) {
+            let sidecar = StagedFile::create(path, text.len() as u64)?;
+            record::write_all(sidecar.file(), sidecar.path(), &text)?;
+            set.push(sidecar);
         }
+        staging::sync_files(&set, target.durability)?;
+        model.check_unchanged()?;
+        staging::publish_files(set, target.replace, target.durability)
     }
-    if let (Some(name), Some(text)) = (sidecar_name, describe(records)) {
-        record::write_document(dir, &name.to_string_lossy(), &text)?;
+
+    fn write_directory(&self, fill: &mut Fill<'_>, describe: impl FnOnce(Vec<FileRecord>) -> Option<Vec<u8>>) -> Result<()> {
+        let Assembly { target, model, layout } = self;
+        let staged = StagedDir::create(&target.output)?;
+        let dir = staged.building();
+        let mut records = Vec::new();
+        for weights in &layout.files {
+            let path = dir.join(&weights.name);
+            let file = staging::create_allocated(&path, weights.len)?;
+            records.push(filled(&file, &path, weights, fill)?);
+        }
+        for (name, content) in &layout.documents {
+            records.push(record::write_document(dir, name, content)?);
+        }
+        let sidecar_name = target.sidecar.as_deref().and_then(Path::file_name);
+        for companion in model.companions() {
+            if companion != Path::new(super::document::DIRECTORY_SIDECAR) {
+                records.push(record::copy_companion(model.path(), dir, companion)?);
+            }
+        }
+        if let (Some(name), Some(text)) = (sidecar_name, describe(records)) {
+            record::write_document(dir, &name.to_string_lossy(), &text)?;
+        }
+        staging::sync_tree(dir, target.durability)?;
+        model.check_unchanged()?;
+        staged.publish(target.replace, target.durability)
     }
-    staging::sync_tree(dir, target.durability)?;
-    model.check_unchanged()?;
-    staged.publish(target.replace, target.durability)
 }
 
 fn filled(file: &File, path: &Path, layout: &FileLayout, fill: &mut Fill<'_>) -> Result<FileRecord> {

@@ -60,15 +60,16 @@ def test_every_form(tmp_path, quantize, dtype, weights, symmetry, granularity):
         assert all(torch.equal(file.get_tensor(name), output.stored[name]) for name in output.records)
 
 
-def test_tensors_are_aligned_and_without_gaps(tmp_path, quantize):
-    output = quantize(checkpoints.write(tmp_path / "m.safetensors", checkpoints.mixed("BF16")))
+@pytest.mark.parametrize("dtype", ["F64", "F32", "BF16"])
+@pytest.mark.parametrize("options", [(), ("--granularity", "per-group:7"), ("--granularity", "per-group:32", "--weights", "int4", "--asymmetric")], ids=" ".join)
+def test_tensors_are_aligned_and_without_gaps(tmp_path, quantize, dtype, options):
+    output = quantize(checkpoints.write(tmp_path / "m.safetensors", checkpoints.mixed(dtype)), *options)
     header = header_of(output.weights)
     start = 8 + int.from_bytes(output.weights.read_bytes()[:8], "little")
-    assert start % 8 == 0
     places = sorted((member["data_offsets"], member["dtype"]) for name, member in header.items() if name != "__metadata__")
     end = 0
-    for (begin, stop), dtype in places:
-        assert begin == end and begin % {"I64": 8, "F32": 4, "F16": 2, "BF16": 2}.get(dtype, 1) == 0
+    for (begin, stop), stored in places:
+        assert begin == end and (start + begin) % {"I64": 8, "F64": 8, "F32": 4, "F16": 2, "BF16": 2}.get(stored, 1) == 0
         end = stop
     assert start + end == output.weights.stat().st_size
 

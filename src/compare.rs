@@ -83,18 +83,23 @@ pub fn compare(float: &Path, quantized: &Path, read: &ReadOptions, threads: usiz
     let other = Other::open(quantized, read)?;
     let index = other.model().index();
     let mut pairs = Vec::new();
-    for (tensor, stored) in float.tensors().iter().enumerate().filter(|(_, t)| t.info.dtype.is_decodable()) {
+    for (tensor, stored) in float.tensors().iter().enumerate() {
         let Some(&counterpart) = index.get(stored.info.name.as_str()) else {
             return Err(float.tensor_error(tensor, "expected in both models, found only here"));
         };
         let (shape, dtype) = other.shape_and_dtype(counterpart);
-        if shape != stored.info.shape || !dtype.is_decodable() {
-            return Err(float.tensor_error(
-                tensor,
-                format!("expected float {:?} in both models, found {dtype} {shape:?} in the other", stored.info.shape),
-            ));
+        let comparable = dtype == stored.info.dtype || (dtype.is_decodable() && stored.info.dtype.is_decodable());
+        if shape != stored.info.shape || !comparable {
+            let (want, want_shape) = (stored.info.dtype, &stored.info.shape);
+            return Err(
+                float.tensor_error(tensor, format!("expected {want} {want_shape:?} in the other model too, found {dtype} {shape:?}"))
+            );
         }
-        pairs.push((tensor, counterpart));
+        if dtype.is_decodable() {
+            pairs.push((tensor, counterpart));
+        } else if float.tensor_bytes(tensor) != other.model().tensor_bytes(counterpart) {
+            return Err(float.tensor_error(tensor, format!("expected the same {dtype} values in the other model, found others")));
+        }
     }
     let names = float.index();
     if let Some(extra) = other.tensors().into_iter().find(|tensor| !names.contains_key(other.model().tensors()[*tensor].info.name.as_str()))

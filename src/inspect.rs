@@ -12,6 +12,9 @@ use std::path::Path;
 /// Bins of a tensor's histogram, from its smallest to its largest value.
 pub const BINS: usize = 16;
 
+/// What [`TensorInspection::plan`] says of tensors that are quantized.
+pub const QUANTIZE: &str = "quantize";
+
 /// Most values that a histogram counts; of longer tensors, evenly spread pieces.
 const SAMPLED: usize = 1 << 20;
 
@@ -70,16 +73,14 @@ pub fn inspect(path: &Path, read: &ReadOptions, values: bool, threads: usize) ->
     let plan = Plan::new(&model, &Recipe::default())?;
     let look = |tensor: usize| {
         let info = &model.tensors()[tensor].info;
-        TensorInspection {
-            name: info.name.clone(),
-            dtype: info.dtype.name(),
-            shape: info.shape.clone(),
-            plan: match &plan.decisions[tensor] {
-                Decision::Quantize(_) => "quantize".into(),
-                Decision::Keep { reason, .. } => reason.clone(),
-            },
-            values: if values { summarize(&model, tensor) } else { None },
-        }
+        let values = if values { summarize(&model, tensor) } else { None };
+        let is_finite = values.as_ref().is_none_or(|values| values.finite);
+        let plan = match &plan.decisions[tensor] {
+            Decision::Quantize(_) | Decision::Keep { is_weight: true, .. } if !is_finite => "an error: NaN or Inf".into(),
+            Decision::Quantize(_) => QUANTIZE.into(),
+            Decision::Keep { reason, .. } => reason.clone(),
+        };
+        TensorInspection { name: info.name.clone(), dtype: info.dtype.name(), shape: info.shape.clone(), plan, values }
     };
     Ok(Inspection {
         bytes: model.bytes(),

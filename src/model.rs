@@ -1,6 +1,7 @@
 //! A model as it was read: files, tensors, and the way from a tensor to its values.
 
 use crate::error::{Error, Result};
+use crate::formats::Companions;
 use crate::formats::mmap::MappedFile;
 use crate::tensor::{Dtype, TensorInfo, decode_f32};
 use std::borrow::Cow;
@@ -70,12 +71,12 @@ pub struct Model {
     layout: Layout,
     files: Vec<SourceFile>,
     tensors: Vec<ModelTensor>,
-    companions: Vec<PathBuf>,
+    companions: Companions,
 }
 
 impl Model {
     pub(crate) fn new(path: PathBuf, layout: Layout, files: Vec<(SourceFile, Vec<TensorInfo>)>) -> Self {
-        let mut model = Model { path, layout, files: Vec::new(), tensors: Vec::new(), companions: Vec::new() };
+        let mut model = Model { path, layout, files: Vec::new(), tensors: Vec::new(), companions: Companions::default() };
         for (file, tensors) in files {
             let index = model.files.len();
             model.tensors.extend(tensors.into_iter().map(|info| ModelTensor { file: index, info }));
@@ -84,7 +85,7 @@ impl Model {
         model
     }
 
-    pub(crate) fn with_companions(self, companions: Vec<PathBuf>) -> Self {
+    pub(crate) fn with_companions(self, companions: Companions) -> Self {
         Model { companions, ..self }
     }
 
@@ -110,7 +111,12 @@ impl Model {
 
     /// Other files of its directory that belong to the model, relative to it.
     pub fn companions(&self) -> &[PathBuf] {
-        &self.companions
+        &self.companions.carried
+    }
+
+    /// What its directory holds besides, and is not taken for a part of it.
+    pub fn left_behind(&self) -> &[PathBuf] {
+        &self.companions.left
     }
 
     /// Size of all files of weights, in bytes.

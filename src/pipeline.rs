@@ -1,10 +1,10 @@
 //! A run on one page: **read** → **observe** → **choose** → **quantize** → **write**.
 
-use crate::error::Result;
+use crate::error::{Error, Result, show_path};
 use crate::formats::{self, ReadOptions};
-use crate::model::Model;
+use crate::model::{Model, SourceFile};
 use crate::outputs::assemble::Assembly;
-use crate::outputs::document::FileRecord;
+use crate::outputs::document::{self, Document, FileRecord};
 use crate::outputs::target::Target;
 use crate::outputs::{Output, OutputLayout, record};
 use crate::plan::{Decision, Plan};
@@ -69,6 +69,7 @@ impl Prepared {
     /// [`crate::Error::Io`] if the output's directory does not exist or is full.
     pub fn new(request: Request) -> Result<Self> {
         let model = formats::open(&request.model, &request.read)?;
+        refuse_own_output(&model)?;
         let mut plan = Plan::new(&model, &request.recipe)?;
         if request.recipe.allow_non_finite {
             keep_non_finite(&model, &mut plan);
@@ -137,6 +138,21 @@ impl Prepared {
 
 /// Models up to this size are hashed whole by default: it takes milliseconds.
 const SMALL_MODEL: u64 = 64 << 20;
+
+/// Codes must not be taken for weights: what a sidecar of ours lists as its output is quantized already.
+fn refuse_own_output(model: &Model) -> Result<()> {
+    let Ok(sidecar) = document::find(model.path()) else { return Ok(()) };
+    let Ok(document) = Document::read(&sidecar) else { return Ok(()) };
+    let listed = |file: &SourceFile| {
+        let bytes = file.bytes().len() as u64;
+        document.output.files.iter().any(|record| record.name == file.name() && record.bytes == bytes)
+    };
+    if document.tensors.is_empty() || !model.files().iter().all(listed) {
+        return Ok(());
+    }
+    let found = format!("model: expected a float model, found an output of qtool, as {} says", show_path(&sidecar));
+    Err(Error::malformed(model.path(), found).with_hint("`qtool dequantize` gives a float model back"))
+}
 
 fn keep_non_finite(model: &Model, plan: &mut Plan) {
     for tensor in 0..plan.decisions.len() {

@@ -238,7 +238,11 @@ impl Recipe {
             Error::Usage(format!("{}: recipe: {}", show_path(path), message.replace('\n', " ")))
         };
         if !text.trim_start().starts_with('{') {
-            return toml::from_str(&text).map_err(|e| wrong(&e));
+            return toml::from_str(&text).map_err(|e| {
+                let before = e.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+                let (line, column) = (before.matches('\n').count() + 1, before.chars().rev().take_while(|c| *c != '\n').count() + 1);
+                wrong(&format!("line {line}, column {column}: {}", e.message()))
+            });
         }
         let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(&e))?;
         if value.get("format").is_some_and(|format| format == crate::outputs::document::FORMAT) {

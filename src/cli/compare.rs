@@ -14,10 +14,10 @@ pub(super) struct Arguments {
     /// An output of qtool, or another float model
     quantized: PathBuf,
     /// Least SQNR of every tensor, in dB
-    #[arg(long, value_name = "DB", allow_negative_numbers = true)]
+    #[arg(long, value_name = "DB", allow_negative_numbers = true, value_parser = options::parse_finite)]
     min_sqnr: Option<f64>,
     /// Largest mean squared error of every tensor
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = options::parse_finite)]
     max_mse: Option<f64>,
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]

@@ -1,7 +1,6 @@
 //! `qtool completions`.
 
 use super::{Done, print};
-use clap::CommandFactory;
 
 /// Print completions for a shell
 #[derive(clap::Args)]
@@ -12,6 +11,6 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Done {
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut super::Arguments::command(), "qtool", &mut script);
+    clap_complete::generate(arguments.shell, &mut super::command(), "qtool", &mut script);
     print::result(&String::from_utf8_lossy(&script))
 }

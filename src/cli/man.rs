@@ -2,7 +2,6 @@
 
 use super::{Done, print};
 use anyhow::Context;
-use clap::CommandFactory;
 use std::path::PathBuf;
 
 /// Print the manual page, or write one page for each command
@@ -14,7 +13,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Done {
-    let command = super::Arguments::command();
+    let command = super::command();
     if let Some(dir) = &arguments.directory {
         let io = |source| qtool::Error::Io { path: dir.clone(), action: "write", source };
         return clap_mangen::generate_to(command, dir).map_err(io).context("manual pages");

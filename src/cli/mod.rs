@@ -12,14 +12,13 @@ mod quantize;
 mod signals;
 mod verify;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use print::Failed;
 use std::process::ExitCode;
 
-/// Turns float model weights into int8 (and smaller) files that runtimes load.
+/// Turns the float weights of a neural network into int8 (and smaller) files.
 #[derive(Parser)]
 #[command(name = "qtool", version, long_version = long_version(), propagate_version = true, arg_required_else_help = true)]
-#[command(after_help = EXIT_CODES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -48,8 +47,14 @@ fn long_version() -> &'static str {
     Box::leak(text.into_boxed_str())
 }
 
+/// The command line with the exit codes on every page.
+fn command() -> clap::Command {
+    Arguments::command().after_help(EXIT_CODES).mut_subcommands(|command| command.after_help(EXIT_CODES))
+}
+
 pub(crate) fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let parsed = command().try_get_matches().and_then(|matches| Arguments::from_arg_matches(&matches));
+    let arguments = match parsed {
         Ok(arguments) => arguments,
         Err(error) => return print::clap_error(&error),
     };

@@ -47,6 +47,11 @@ pub(super) fn threads(asked: Option<NonZeroUsize>) -> usize {
     asked.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
 }
 
+/// A number that things can be compared with: not NaN.
+pub(super) fn parse_finite(text: &str) -> Result<f64, String> {
+    text.parse::<f64>().ok().filter(|number| number.is_finite()).ok_or_else(|| format!("expected a finite number, found {text:?}"))
+}
+
 /// A size such as `64MiB`, `1GiB`, `500MB` or a number of bytes.
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     const UNITS: &[(&str, u64)] = &[

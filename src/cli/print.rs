@@ -29,7 +29,9 @@ pub(super) fn check_failed(message: String) -> Failed {
 /// Prints what went wrong and what can be done about it, and names the exit code.
 pub(super) fn failure(error: &Failed) -> ExitCode {
     let known = error.downcast_ref::<qtool::Error>();
-    let mut lines = format!("qtool: error: {}\n", one_line(&format!("{error:#}")));
+    // Errors of the library say all in one line; others are told with their causes.
+    let message = known.map_or_else(|| format!("{error:#}"), ToString::to_string);
+    let mut lines = format!("qtool: error: {}\n", one_line(&message));
     if let Some(hint) = known.and_then(qtool::Error::hint) {
         lines += &format!("hint: {}\n", one_line(hint));
     }

@@ -9,6 +9,7 @@ use super::mmap::MappedFile;
 use super::{ReadOptions, parse_object, safetensors, shorten};
 use crate::error::{Error, Result, show_name};
 use crate::model::{Layout, Model};
+use crate::outputs::document::{DIRECTORY_SIDECAR, Document};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -161,10 +162,18 @@ fn no_model(dir: &Path) -> Error {
     Error::malformed(dir, format!("model: expected {SINGLE} or {INDEX}, found {found}"))
 }
 
-/// Files beside the weights (configuration, tokenizer, licence), relative to `dir`, sorted. Hidden ones, links that lead
-/// out of the directory and the same weights in other formats are left behind.
-fn companions(dir: &Path, weights: &[&str]) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
+/// Files beside the weights, relative to the model's directory, sorted.
+#[derive(Default)]
+pub(crate) struct Companions {
+    /// Configuration, tokenizer, licence: what goes with the model whatever its weights.
+    pub carried: Vec<PathBuf>,
+    /// The same weights in other formats, links that lead out of the directory, what is no file, earlier outputs. Hidden
+    /// files are not even listed.
+    pub left: Vec<PathBuf>,
+}
+
+fn companions(dir: &Path, weights: &[&str]) -> Result<Companions> {
+    let mut found = Companions::default();
     let mut pending = vec![PathBuf::new()];
     while let Some(relative) = pending.pop() {
         let here = dir.join(&relative);
@@ -173,24 +182,22 @@ fn companions(dir: &Path, weights: &[&str]) -> Result<Vec<PathBuf>> {
             let name = entry.map_err(|e| Error::io(&here, "list", e))?.file_name();
             let (path, text) = (relative.join(&name), name.to_string_lossy());
             let is_top = relative.as_os_str().is_empty();
-            let is_weights =
-                is_top && (weights.contains(&&*text) || OTHER_WEIGHTS.iter().any(|(a, b)| text.starts_with(a) && text.ends_with(b)));
-            if text.starts_with('.') || is_weights {
+            if text.starts_with('.') || (is_top && weights.contains(&&*text)) {
                 continue;
             }
             let full = dir.join(&path);
-            let Ok(real) = full.canonicalize() else { continue };
-            let is_link = full.is_symlink();
-            if is_link && !is_inside(dir, &real)? {
-                continue;
-            }
+            let is_other_weights = is_top && OTHER_WEIGHTS.iter().any(|(a, b)| text.starts_with(a) && text.ends_with(b));
+            let is_inside = full.canonicalize().is_ok_and(|real| is_inside(dir, &real).unwrap_or(false));
             match std::fs::metadata(&full) {
-                Ok(metadata) if metadata.is_file() => found.push(path),
-                Ok(metadata) if metadata.is_dir() && !is_link => pending.push(path),
-                _ => {}
+                Ok(metadata) if metadata.is_file() && is_inside && !is_other_weights => found.carried.push(path),
+                Ok(metadata) if metadata.is_dir() && !full.is_symlink() && !Document::recognizes(&full.join(DIRECTORY_SIDECAR)) => {
+                    pending.push(path)
+                }
+                _ => found.left.push(path),
             }
         }
     }
-    found.sort();
+    found.carried.sort();
+    found.left.sort();
     Ok(found)
 }

@@ -13,6 +13,7 @@ use crate::model::Model;
 use mmap::MappedFile;
 use std::path::Path;
 
+pub(crate) use directory::Companions;
 pub(crate) use json::{parse_object, shorten};
 
 /// Bounds on what a file may ask of the reader, and how far it may lead it.
@@ -95,6 +96,8 @@ const FOREIGN_MAGIC: &[(&[u8], &str, &str)] = &[
     (b"\x80\x05", "a Python pickle", "save the weights with safetensors.torch.save_file"),
     (b"\x1f\x8b", "a gzip archive", "decompress it first"),
     (b"GGUF", "a GGUF model", "quantize the original safetensors model instead"),
+    (b"{", "JSON text", "to quantize a model in a directory, give the directory"),
+    (b"\x08", "what looks like an ONNX model, which this version does not read", "export the weights as safetensors"),
     (b"\x89HDF", "an HDF5 file", "save the weights as safetensors"),
 ];
 

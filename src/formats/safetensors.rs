@@ -27,7 +27,7 @@ pub(super) fn recognizes(bytes: &[u8]) -> bool {
 /// Why a file that nothing recognizes is not safetensors.
 pub(super) fn describe_bad_start(path: &Path, bytes: &[u8]) -> Error {
     let (expected, found) = match bytes.get(PREFIX..) {
-        None => ("at least 8 bytes, the header's length,".to_owned(), format!("{} bytes", bytes.len())),
+        None => ("at least the 8 bytes of its length".to_owned(), format!("{} bytes", bytes.len())),
         Some(rest) => {
             let length = u64::from_le_bytes(bytes[..PREFIX].try_into().expect("8 bytes"));
             if length > rest.len() as u64 {

@@ -151,6 +151,16 @@ impl Document {
         Self::parse(path, &text)
     }
 
+    /// Whether the file at `path` says that it is a sidecar, of whatever version.
+    pub fn recognizes(path: &Path) -> bool {
+        #[derive(Deserialize)]
+        struct Format {
+            format: String,
+        }
+        let text = std::fs::read(path).unwrap_or_default();
+        serde_json::from_slice::<Format>(&text).is_ok_and(|head| head.format == FORMAT)
+    }
+
     /// Reads a sidecar from memory; `path` is for messages.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Where outputs go, decided and checked before any work: nothing is replaced or mixed up by surprise.
 
-use super::document::{DIRECTORY_SIDECAR, sidecar_path};
+use super::document::{DIRECTORY_SIDECAR, Document, sidecar_path};
 use super::staging::{self, Durability};
 use crate::error::{Error, Result, show_path};
 use crate::model::{Layout, Model};
@@ -63,6 +63,25 @@ impl Target {
         std::iter::once(&self.output).chain(self.sidecar.as_ref().filter(|_| !self.is_directory))
     }
 
+    /// `--force` replaces what an earlier run may have written, not what merely has the name: a directory that holds a
+    /// sidecar of ours or nothing, and as a sidecar only a sidecar.
+    fn check_replaceable(&self, path: &Path) -> Result<()> {
+        let is_sidecar = |path: &Path| Document::recognizes(path);
+        let (expected, fine) = if path.is_dir() {
+            let is_empty = path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+            ("an output of qtool or an empty directory to replace", is_empty || is_sidecar(&path.join(DIRECTORY_SIDECAR)))
+        } else if Some(path) == self.sidecar.as_deref() && path.is_file() {
+            ("a sidecar of qtool to replace", is_sidecar(path))
+        } else {
+            return Ok(());
+        };
+        match fine {
+            true => Ok(()),
+            false => Err(Error::Usage(format!("{}: output: expected {expected}, found something else", show_path(path)))
+                .with_hint("-o writes elsewhere; if it can go, remove it first")),
+        }
+    }
+
     fn check(&self, input: &Path, in_place: bool) -> Result<()> {
         let usage = |path: &Path, message: &str| Err(Error::Usage(format!("{}: {message}", show_path(path))));
         for path in self.appearing() {
@@ -93,6 +112,15 @@ impl Target {
                 }
             }
         }
+        if self.output.as_os_str() == "-" {
+            return usage(&self.output, "output: expected a file name, as standard output is not supported, found -");
+        }
+        if contains(&self.output, input) {
+            return usage(&self.output, "output: expected a place that the input is not in, found a directory above it");
+        }
+        for existing in self.appearing().filter(|path| self.replace && !same_file(path, input)) {
+            self.check_replaceable(existing)?;
+        }
         if same_file(&self.output, input) && !in_place {
             return usage(&self.output, "output: expected another file than the input, found the input (--in-place allows it)");
         }
@@ -108,6 +136,14 @@ impl Target {
             Some(existing) => Err(staging::already_exists(existing)),
             None => Ok(()),
         }
+    }
+}
+
+/// Whether `dir` is a directory somewhere above `path`.
+fn contains(dir: &Path, path: &Path) -> bool {
+    match (dir.canonicalize(), path.canonicalize()) {
+        (Ok(dir), Ok(path)) => path != dir && path.starts_with(dir),
+        _ => false,
     }
 }
 

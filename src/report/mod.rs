@@ -19,6 +19,9 @@ pub struct QuantizeReport {
     pub bytes_before: u64,
     /// Size of the output's files of weights, in bytes.
     pub bytes_after: u64,
+    /// What the model's directory holds and the output does not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_behind: Vec<PathBuf>,
     /// Main output.
     pub output: PathBuf,
     /// Its sidecar.
@@ -87,6 +90,7 @@ impl QuantizeReport {
         QuantizeReport {
             bytes_before: model.bytes(),
             bytes_after,
+            left_behind: model.left_behind().to_vec(),
             output: target.output.clone(),
             sidecar: target.sidecar.clone().unwrap_or_default(),
             tensors: plan.decisions.iter().enumerate().map(report).collect(),

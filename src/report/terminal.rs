@@ -3,7 +3,7 @@
 use super::{QuantizeReport, TensorOutcome, TensorReport};
 use crate::compare::{Comparison, Difference, TensorDifference};
 use crate::error::{show_name, show_path};
-use crate::inspect::{Inspection, ValueSummary};
+use crate::inspect::{Inspection, QUANTIZE, ValueSummary};
 use crate::quant::metrics::Metrics;
 use crate::verify::Verification;
 use std::collections::BTreeMap;
@@ -92,7 +92,7 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
     let _ = writeln!(text, " ({ratio:.2} times smaller) in {:.2} s", elapsed.as_secs_f64());
     let _ = write!(text, "quantized {} of {} tensors", quantized.len(), report.tensors.len());
     let _ = match &report.total {
-        Some(total) => writeln!(text, "; SQNR over all {}", sqnr(total)),
+        Some(total) => writeln!(text, "; SQNR over these {}", sqnr(total)),
         None => writeln!(text),
     };
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -104,6 +104,10 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
     for (reason, names) in reasons {
         let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
         let _ = writeln!(text, "kept {} ({reason}): {}{more}", names.len(), show_name(names[0]));
+    }
+    if let [first, more @ ..] = report.left_behind.as_slice() {
+        let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+        let _ = writeln!(text, "not carried over: {}{more}", show_path(first));
     }
     let mut worst = quantized;
     worst.sort_by(|(_, a), (_, b)| a.sqnr_db.unwrap_or(f64::INFINITY).total_cmp(&b.sqnr_db.unwrap_or(f64::INFINITY)));
@@ -124,15 +128,17 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
 const LOW_SQNR_DB: f64 = 25.0;
 
 fn advice(report: &QuantizeReport, worst: Option<Metrics>) -> String {
-    let output = show_path(&report.output);
+    let output = shell_word(&report.output);
     let per_tensor =
         |tensor: &TensorReport| matches!(&tensor.outcome, TensorOutcome::Quantize { granularity, .. } if granularity == "per-tensor");
     match worst.and_then(|worst| worst.sqnr_db) {
-        None if worst.is_none() => "nothing was quantized; `--dry-run` shows why, `--include` overrides".into(),
+        None if worst.is_none() => "nothing was quantized; `--dry-run` shows why".into(),
         Some(db) if db < LOW_SQNR_DB && report.tensors.iter().any(per_tensor) => {
             "some tensors lost much: try --granularity per-channel".into()
         }
-        Some(db) if db < LOW_SQNR_DB => "some tensors lost much: try --observer mse, --granularity per-group:128, or --exclude them".into(),
+        Some(db) if db < LOW_SQNR_DB => {
+            "some tensors lost much: try --weights int8, --observer mse, smaller groups, or --exclude them".into()
+        }
         _ => format!("qtool verify {output}"),
     }
 }
@@ -142,10 +148,10 @@ pub fn inspection(found: &Inspection) -> String {
     let mut rows = vec![["tensor", "dtype", "shape", "min", "max", "values", "quantize"].map(String::from).to_vec()];
     for tensor in &found.tensors {
         let (min, max, values) = match &tensor.values {
-            Some(values) => (format!("{:.4}", values.min), format!("{:.4}", values.max), sparkline(values)),
+            Some(values) => (number(values.min), number(values.max), sparkline(values)),
             None => Default::default(),
         };
-        let plan = if tensor.plan == "quantize" { "yes".to_owned() } else { format!("no: {}", tensor.plan) };
+        let plan = if tensor.plan == QUANTIZE { "yes".to_owned() } else { format!("no: {}", tensor.plan) };
         rows.push(vec![show_name(&tensor.name).to_string(), tensor.dtype.to_owned(), shape(&tensor.shape), min, max, values, plan]);
     }
     let files = if found.files == 1 { "1 file".to_owned() } else { format!("{} files", found.files) };
@@ -154,6 +160,15 @@ pub fn inspection(found: &Inspection) -> String {
         let _ = writeln!(text, "metadata {} = {}", show_name(key), show_name(value));
     }
     text + &table(&rows, &[3, 4])
+}
+
+/// Four digits, in scientific notation where they would not show the size.
+fn number(value: f32) -> String {
+    match value.abs() {
+        0.0 => "0".into(),
+        1e-3..1e6 => format!("{value:.4}"),
+        _ => format!("{value:.3e}"),
+    }
 }
 
 /// A histogram in one line; the heights are those of the square roots, so that tails can be seen.
@@ -205,4 +220,11 @@ pub fn verification(found: &Verification) -> String {
     let verdict = if found.findings.is_empty() { "whole" } else { "not whole" };
     let _ = writeln!(text, "{}: {verdict}", show_path(&found.sidecar));
     text
+}
+
+/// A path that can be pasted into a shell.
+fn shell_word(path: &std::path::Path) -> String {
+    let text = show_path(path).to_string();
+    let is_plain = text.chars().all(|c| c.is_alphanumeric() || "_-./+,:@%".contains(c)) && !text.starts_with('-');
+    if is_plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }

@@ -16,6 +16,13 @@ fn an_existing_output_or_sidecar_is_replaced_only_by_force() {
         assert!(run.stderr.contains(existing) && run.stderr.contains("--force"), "{run}");
         assert_eq!(dir.read(existing), b"precious");
         assert_eq!(dir.names().len(), 2, "{:?}", dir.names());
+        if existing.ends_with(".json") {
+            // A JSON file of somebody else that happens to have the sidecar's name.
+            dir.fails("quantize model.safetensors --force", 2);
+            assert_eq!(dir.read(existing), b"precious");
+            std::fs::remove_file(dir.path(existing)).unwrap();
+        }
+        dir.ok("quantize model.safetensors --force");
         dir.ok("quantize model.safetensors --force");
         dir.ok("verify model.int8.json");
     }
@@ -26,6 +33,27 @@ fn an_existing_output_or_sidecar_is_replaced_only_by_force() {
     assert_eq!(dir.read("model.int8.float.safetensors"), b"precious");
     dir.ok("dequantize model.int8.safetensors --force");
     dir.fails("compare model.safetensors model.int8.float.safetensors --min-sqnr 80", 3);
+}
+
+#[test]
+fn what_is_quantized_already_is_not_quantized_again() {
+    let dir = Workdir::with_fixture();
+    dir.ok("quantize model.safetensors");
+    let run = dir.fails("quantize model.int8.safetensors", 1);
+    assert!(run.stderr.contains("output of qtool"), "{run}");
+    dir.ok("quantize model.safetensors --in-place");
+    let (weights, sidecar) = (dir.read("model.safetensors"), dir.read("model.json"));
+    dir.fails("quantize model.safetensors --in-place", 1);
+    assert!(dir.read("model.safetensors") == weights && dir.read("model.json") == sidecar);
+    dir.ok("verify model.safetensors");
+}
+
+#[test]
+fn codes_are_not_compared_as_if_they_were_the_float_model() {
+    let dir = Workdir::with_fixture();
+    dir.ok("quantize model.safetensors");
+    dir.fails("compare model.int8.safetensors model.safetensors --min-sqnr 30", 1);
+    dir.fails("compare model.int8.safetensors model.int8.safetensors --min-sqnr 30", 1);
 }
 
 #[test]

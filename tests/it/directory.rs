@@ -125,6 +125,13 @@ fn an_existing_directory_is_replaced_as_a_whole_and_only_by_force() {
     let run = dir.fails("quantize m", 2);
     assert!(run.stderr.contains("--force"), "{run}");
     assert_eq!(crate::support::names(&dir.path("m-int8")), ["old.txt"]);
+    // Even by force only what an earlier run may have written: not a directory of something else.
+    dir.fails("quantize m --force", 2);
+    assert_eq!(crate::support::names(&dir.path("m-int8")), ["old.txt"]);
+    dir.fails("quantize m -o . --force", 2);
+    std::fs::remove_file(dir.path("m-int8/old.txt")).unwrap();
+    dir.ok("quantize m --force");
+    dir.write("m-int8/old.txt", "of an earlier run");
     dir.ok("quantize m --force");
     assert!(!dir.exists("m-int8/old.txt") && dir.exists("m-int8/qtool.json"));
     dir.ok("verify m-int8");

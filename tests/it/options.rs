@@ -71,6 +71,7 @@ fn mistakes_are_told_on_standard_error_with_exit_code_2() {
         "quantize model.safetensors extra.safetensors",
         "compare model.safetensors",
         "compare model.safetensors model.safetensors --min-sqnr much",
+        "compare model.safetensors model.safetensors --min-sqnr nan",
         "inspect",
         "completions",
     ];

@@ -6,7 +6,7 @@ use crate::observers::{ObserverChoice, Target};
 use crate::quant::granularity::GroupLayout;
 use crate::quant::kernel::Arithmetic;
 use crate::quant::params::ParamRule;
-use crate::quant::scheme::{CodeType, Granularity};
+use crate::quant::scheme::{CodeType, Granularity, Grid};
 use crate::recipe::{Recipe, Weights};
 use crate::tensor::TensorInfo;
 
@@ -25,6 +25,8 @@ pub struct TensorScheme {
     pub observer: ObserverChoice,
     /// How ranges become scale and zero point.
     pub rule: ParamRule,
+    /// The codes that values are clipped to.
+    pub clip: Grid,
     /// How values become codes.
     pub arithmetic: Arithmetic,
 }
@@ -128,6 +130,7 @@ fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
         layout: GroupLayout::new(&info.shape, settings.granularity, axis),
         observer: ObserverChoice::new(&settings.observer)?,
         rule,
+        clip: rule.clip(settings.weights),
         arithmetic: Arithmetic::of(settings.convention, info.dtype),
     })))
 }

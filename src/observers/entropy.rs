@@ -25,6 +25,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     summary: "the range with the least Kullback-Leibler divergence, of a histogram of BINS",
     build: |bins, _| Box::new(Entropy { bins: bins as usize, seen: None }),
     joint: None,
+    extent_only: false,
 };
 
 /// Levels that a range is thought to be quantized to, whatever the code type.

@@ -19,6 +19,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     summary: "PyTorch's search for the least L2 error of a histogram",
     build: |_, _| Box::new(TorchHistogram { seen: None }),
     joint: None,
+    extent_only: false,
 };
 
 const BINS: usize = 2048;

@@ -21,6 +21,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     summary: "llm-compressor's search: up to 20 % narrower than min-max, error to the power 2.4",
     build: |_, target| Box::new(MemorylessMse { target: *target, range: Range::EMPTY }),
     joint: Some(|groups, _, target| search(groups, &target.rule)),
+    extent_only: false,
 };
 
 const STEPS: usize = 20;

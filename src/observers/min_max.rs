@@ -12,6 +12,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     summary: "the smallest and the largest value; clips nothing",
     build: |_, _| Box::new(MinMax { range: None }),
     joint: None,
+    extent_only: true,
 };
 
 struct MinMax {

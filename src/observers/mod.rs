@@ -108,6 +108,8 @@ pub struct ObserverEntry {
     pub build: fn(value: f64, target: &Target) -> Box<dyn Observer>,
     /// Where groups are not independent of each other, the choice for all groups of a tensor at once.
     pub joint: Option<JointSearch>,
+    /// Whether a batch's extent is all it looks at.
+    pub extent_only: bool,
 }
 
 /// Every observer.
@@ -152,6 +154,11 @@ impl ObserverChoice {
     /// A new observer.
     pub fn build(&self, target: &Target) -> Box<dyn Observer> {
         (self.entry.build)(self.value, target)
+    }
+
+    /// Whether a batch's extent is all that matters; its values may then be left out.
+    pub fn is_extent_only(&self) -> bool {
+        self.entry.extent_only
     }
 
     /// The choice for all groups of a tensor at once, for methods whose groups depend on each other.

@@ -16,6 +16,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     summary: "minimum and maximum averaged over batches, each new one weighing C",
     build: |value, _| Box::new(MovingAverage { weight: value as f32, range: None }),
     joint: None,
+    extent_only: true,
 };
 
 struct MovingAverage {

@@ -19,6 +19,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     summary: "the range that holds P percent of the values",
     build: |percent, target| Box::new(Percentile { percent, symmetric: target.rule.symmetric, seen: None }),
     joint: None,
+    extent_only: false,
 };
 
 const BINS: usize = 2048;

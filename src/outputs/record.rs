@@ -123,7 +123,7 @@ fn tensor_record(info: &TensorInfo, scheme: &TensorScheme, outcome: &Outcome) ->
         ),
         Some(_) => (
             Values::Tensor { tensor: format!("{}{SCALE}", info.name) },
-            match scheme.rule.is_zero_point_fixed() {
+            match scheme.rule.symmetric {
                 true => Values::Inline(vec![scheme.rule.middle()]),
                 false => Values::Tensor { tensor: format!("{}{ZERO_POINT}", info.name) },
             },
@@ -137,8 +137,8 @@ fn tensor_record(info: &TensorInfo, scheme: &TensorScheme, outcome: &Outcome) ->
         granularity: granularity.to_owned(),
         group_size,
         observer: scheme.observer.method(),
-        qmax: scheme.rule.grid.qmax,
-        qmin: scheme.rule.grid.qmin,
+        qmax: scheme.clip.qmax,
+        qmin: scheme.clip.qmin,
         rounding: "nearest".to_owned(),
         scale,
         scheme: if scheme.rule.symmetric { "symmetric" } else { "asymmetric" }.to_owned(),

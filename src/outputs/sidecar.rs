@@ -1,8 +1,8 @@
 //! The plain form: codes under the tensors' own names in safetensors, parameters in a JSON sidecar.
 //!
 //! Codes of eight bits are stored as I8 or U8 in the tensor's shape, codes of four bits as U8, two to a byte. Scales of
-//! tensors and channels are in the JSON; those of groups are too many and become tensors `NAME.scale` and, unless all are
-//! the same, `NAME.zero_point`. Everything else is copied bit for bit.
+//! tensors and channels are in the JSON; those of groups are too many and become tensors `NAME.scale` and, unless the
+//! scheme is symmetric, `NAME.zero_point`. Everything else is copied bit for bit.
 
 use super::container::{self, Entry, Order};
 use super::{Content, FileLayout, Output, OutputLayout};
@@ -92,7 +92,7 @@ fn add_quantized(name: &str, shape: &[usize], tensor: usize, scheme: &TensorSche
         }
         entries.push(Entry { name: format!("{name}{SCALE}"), dtype: Dtype::F32, shape: groups.clone(), codes });
         contents.push(Content::Scales(tensor));
-        if !scheme.rule.is_zero_point_fixed() {
+        if !scheme.rule.symmetric {
             let dtype = if scheme.codes.is_signed() { Dtype::I8 } else { Dtype::U8 };
             entries.push(Entry { name: format!("{name}{ZERO_POINT}"), dtype, shape: groups, codes });
             contents.push(Content::ZeroPoints(tensor));

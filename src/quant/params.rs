@@ -132,7 +132,7 @@ impl ParamRule {
         let scale = rd((f64::from(rd(hi - lo)) / f64::from(qmax - qmin)) as f32);
         let tiny = if self.dtype == Dtype::F16 { F16_SMALLEST_SUBNORMAL } else { f32::MIN_POSITIVE };
         if scale < tiny {
-            return Params { scale: 1.0, zero_point: 0i32.clamp(qmin, qmax) };
+            return Params { scale: 1.0, zero_point: if self.symmetric { self.middle() } else { 0 } };
         }
         let zero_point = if self.symmetric {
             (f64::from(qmin + qmax) / 2.0).round_ties_even()
@@ -168,9 +168,13 @@ impl ParamRule {
         Params { scale: (scale as f32).min(f32::MAX), zero_point: zero_point.clamp(qmin, qmax) }
     }
 
-    /// Whether every group has the zero point [`ParamRule::middle`]. ONNX Runtime gives groups without extent 0 instead.
-    pub fn is_zero_point_fixed(&self) -> bool {
-        self.symmetric && !(self.convention == Convention::Ort && self.grid.qmin == 0)
+    /// The codes that values are clipped to: the grid, but where a scale was rounded down to F16 as ONNX Runtime does, all
+    /// of the type, as the largest values need one code more.
+    pub fn clip(&self, codes: CodeType) -> Grid {
+        match (self.convention, self.dtype) {
+            (Convention::Ort, Dtype::F16) => codes.grid(),
+            _ => self.grid,
+        }
     }
 
     /// The zero point of symmetric schemes: 0 for signed codes, 128 for uint8.

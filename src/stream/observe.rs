@@ -5,7 +5,7 @@ use crate::model::Model;
 use crate::observers::{Batch, Values};
 use crate::plan::TensorScheme;
 use crate::quant::granularity::GroupLayout;
-use crate::quant::kernel::{Extent, min_max};
+use crate::quant::kernel::{Extent, min_max, widen_columns};
 use crate::quant::params::Range as ClippingRange;
 use crate::tensor::Dtype;
 use std::ops::Range;
@@ -15,6 +15,9 @@ const PIECE: usize = 1 << 16;
 
 /// Elements that are gathered at a time from the channels of an inner axis: 8 MiB of f32.
 pub(super) const GATHERED: usize = 1 << 21;
+
+/// Elements between the gathered values of two channels.
+const GAP: usize = 16;
 
 /// The clipping range of every group of `tensor`, in order.
 pub(super) fn all_groups(model: &Model, tensor: usize, scheme: &TensorScheme) -> Result<Vec<ClippingRange>> {
@@ -44,6 +47,13 @@ fn strided_groups(model: &Model, tensor: usize, scheme: &TensorScheme, [outer, c
     let len = outer * inner;
     let at_a_time = (GATHERED / len).clamp(1, channels);
     let joint = scheme.observer.joint(&target);
+    if scheme.observer.is_extent_only() {
+        let extents = strided_extents(model, tensor, [outer, channels, inner])?;
+        return Ok(extents
+            .into_iter()
+            .map(|extent| scheme.observer.observe_once(Batch { extent, values: &[] as &[f32; 0] }, &target))
+            .collect());
+    }
     if len > GATHERED || joint.is_some() {
         // Too long to gather, or all needed at once: read again at every pass.
         let groups: Vec<Interleaved<'_>> =
@@ -55,17 +65,19 @@ fn strided_groups(model: &Model, tensor: usize, scheme: &TensorScheme, [outer, c
             None => batches.map(|batch| scheme.observer.observe_once(batch, &target)).collect(),
         });
     }
-    let (mut gathered, mut scratch) = (vec![0f32; at_a_time * len], Vec::new());
+    // Rows of channels are a little longer than they need to be, or those of powers of two would share cache sets.
+    let stride = len + GAP;
+    let (mut gathered, mut scratch) = (vec![0f32; at_a_time * stride], Vec::new());
     for first in (0..channels).step_by(at_a_time) {
         let count = at_a_time.min(channels - first);
         for o in 0..outer {
             let start = (o * channels + first) * inner;
             let values = model.values(tensor, start..start + count * inner, &mut scratch);
             for (c, run) in values.chunks(inner).enumerate() {
-                gathered[c * len + o * inner..][..inner].copy_from_slice(run);
+                gathered[c * stride + o * inner..][..inner].copy_from_slice(run);
             }
         }
-        for values in gathered[..count * len].chunks(len) {
+        for values in gathered[..count * stride].chunks(stride).map(|channel| &channel[..len]) {
             let extent = min_max(values);
             if !extent.finite {
                 return Err(non_finite(model, tensor));
@@ -74,6 +86,25 @@ fn strided_groups(model: &Model, tensor: usize, scheme: &TensorScheme, [outer, c
         }
     }
     Ok(ranges)
+}
+
+/// The extent of every channel, in one pass over the tensor as it is stored.
+fn strided_extents(model: &Model, tensor: usize, [outer, channels, inner]: [usize; 3]) -> Result<Vec<ClippingRange>> {
+    let row = channels * inner;
+    let (mut low, mut high, mut magnitude) = (vec![f32::INFINITY; row], vec![f32::NEG_INFINITY; row], vec![0; row]);
+    let mut scratch = Vec::new();
+    for o in 0..outer {
+        widen_columns(model.values(tensor, o * row..(o + 1) * row, &mut scratch), &mut low, &mut high, &mut magnitude);
+    }
+    if magnitude.iter().any(|bits| *bits >= f32::INFINITY.to_bits() as i32) {
+        return Err(non_finite(model, tensor));
+    }
+    let fold = |values: &[f32], pick: fn(f32, f32) -> f32, start| values.iter().copied().fold(start, pick);
+    let extent = |(low, high): (&[f32], &[f32])| ClippingRange {
+        min: fold(low, f32::min, f32::INFINITY),
+        max: fold(high, f32::max, f32::NEG_INFINITY),
+    };
+    Ok(low.chunks(inner).zip(high.chunks(inner)).map(extent).collect())
 }
 
 fn finite_extent(model: &Model, tensor: usize, values: &dyn Values) -> Result<ClippingRange> {

@@ -280,7 +280,7 @@ impl<'a> QuantizeJobs<'a> {
                 let params = scheme.rule.choose_params(range);
                 let ahead = self.model.element_bytes(tensor, next..(next + values.len()).min(elements.end));
                 next += values.len();
-                part.sums.merge(&kernel::quantize_ahead(values, params, scheme.arithmetic, scheme.rule.grid, codes, ahead));
+                part.sums.merge(&kernel::quantize_ahead(values, params, scheme.arithmetic, scheme.clip, codes, ahead));
                 part.params.push(params);
             }
         }
@@ -307,14 +307,14 @@ impl<'a> QuantizeJobs<'a> {
                 let first = (start + at) % channels;
                 let run = (channels - first).min(values.len() - at);
                 let codes = &mut codes[at..at + run];
-                sums.merge(&kernel::quantize_columns(&values[at..at + run], columns, first, scheme.arithmetic, scheme.rule.grid, codes));
+                sums.merge(&kernel::quantize_columns(&values[at..at + run], columns, first, scheme.arithmetic, scheme.clip, codes));
                 at += run;
             }
             return sums;
         }
         scheme.layout.for_each_run(elements, |group, run| {
             let run = run.start - start..run.end - start;
-            sums.merge(&kernel::quantize(&values[run.clone()], params[group], scheme.arithmetic, scheme.rule.grid, &mut codes[run]));
+            sums.merge(&kernel::quantize(&values[run.clone()], params[group], scheme.arithmetic, scheme.clip, &mut codes[run]));
         });
         sums
     }

@@ -32,6 +32,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     summary: "the range with the least squared error, searched for without a coarse grid",
     build: |_, target| Box::new(Mse::new(target)),
     joint: None,
+    extent_only: false,
 };
 
 /// Values that a batch may have to be searched as they are; larger ones go through a histogram of 8192 bins.

@@ -78,6 +78,18 @@ dispatched! {
     }
 }
 
+dispatched! {
+    /// Widens the extent of each column, `low[i]` to `high[i]`, by the value of a row; `magnitude[i]` is the largest
+    /// magnitude as bits, by which values that are not finite can be told.
+    pub(crate) fn widen_columns(row: &[f32], low: &mut [f32], high: &mut [f32], magnitude: &mut [i32]) -> () {
+        for (((value, low), high), magnitude) in row.iter().zip(low).zip(high).zip(magnitude) {
+            *low = if *value < *low { *value } else { *low };
+            *high = if *value > *high { *value } else { *high };
+            *magnitude = (*magnitude).max((value.to_bits() & 0x7fff_ffff) as i32);
+        }
+    }
+}
+
 /// How a value becomes a code, given scale and zero point.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Arithmetic {

@@ -302,27 +302,45 @@ pub fn quantize_columns(
     ErrorSums { count: n as u64, error, value, max_error: f64::from(max_error) }
 }
 
+/// One step of [`columns_loop`].
+struct ColumnLanes {
+    error: [f64; LANES],
+    value: [f64; LANES],
+    max_error: [f32; LANES],
+}
+
+impl ColumnLanes {
+    #[inline(always)]
+    fn code(&mut self, lane: usize, x: f32, y: f32, scale: f32, zero_point: i32, grid: (i32, i32)) -> u8 {
+        let (low, high) = ((grid.0 - zero_point) as f32, (grid.1 - zero_point) as f32);
+        let above = if y > low { y } else { low };
+        let clamped = if above < high { above } else { high };
+        let shifted = clamped + ROUNDING_MAGIC;
+        let lost = x - (shifted - ROUNDING_MAGIC) * scale;
+        self.error[lane] += f64::from(lost) * f64::from(lost);
+        self.value[lane] += f64::from(x) * f64::from(x);
+        let magnitude = lost.abs();
+        self.max_error[lane] = if magnitude > self.max_error[lane] { magnitude } else { self.max_error[lane] };
+        (shifted.to_bits() as i32).wrapping_add(zero_point) as u8
+    }
+}
+
 dispatched! {
     #[allow(clippy::too_many_arguments)]
     fn columns_loop(row: &[f32], scale: &[f32], factor: &[f32], multiply: bool, zero_point: &[i32], qmin: i32, qmax: i32, codes: &mut [u8]) -> (f64, f64, f32) {
-        let (mut error, mut value, mut max_error) = ([0f64; LANES], [0f64; LANES], [0f32; LANES]);
-        for (start, codes) in (0..row.len()).step_by(LANES).zip(codes.chunks_mut(LANES)) {
-            for (i, code) in codes.iter_mut().enumerate() {
-                let (x, s, z) = (row[start + i], scale[start + i], zero_point[start + i]);
-                let y = if multiply { x * factor[start + i] } else { x / factor[start + i] };
-                let (low, high) = ((qmin - z) as f32, (qmax - z) as f32);
-                let above = if y > low { y } else { low };
-                let clamped = if above < high { above } else { high };
-                let shifted = clamped + ROUNDING_MAGIC;
-                let lost = x - (shifted - ROUNDING_MAGIC) * s;
-                error[i] += f64::from(lost) * f64::from(lost);
-                value[i] += f64::from(x) * f64::from(x);
-                let magnitude = lost.abs();
-                max_error[i] = if magnitude > max_error[i] { magnitude } else { max_error[i] };
-                *code = (shifted.to_bits() as i32).wrapping_add(z) as u8;
+        let mut lanes = ColumnLanes { error: [0.0; LANES], value: [0.0; LANES], max_error: [0.0; LANES] };
+        let scaled = |x: f32, factor: f32| if multiply { x * factor } else { x / factor };
+        let (rows, scales) = (row.as_chunks::<LANES>(), scale.as_chunks::<LANES>());
+        let (factors, zero_points, codes) = (factor.as_chunks::<LANES>(), zero_point.as_chunks::<LANES>(), codes.as_chunks_mut::<LANES>());
+        for ((((x, s), f), z), codes) in rows.0.iter().zip(scales.0).zip(factors.0).zip(zero_points.0).zip(codes.0) {
+            for i in 0..LANES {
+                codes[i] = lanes.code(i, x[i], scaled(x[i], f[i]), s[i], z[i], (qmin, qmax));
             }
         }
-        (error.iter().sum(), value.iter().sum(), max_error.iter().copied().fold(0.0, f32::max))
+        for (i, ((((x, s), f), z), code)) in rows.1.iter().zip(scales.1).zip(factors.1).zip(zero_points.1).zip(codes.1).enumerate() {
+            *code = lanes.code(i, *x, scaled(*x, *f), *s, *z, (qmin, qmax));
+        }
+        (lanes.error.iter().sum(), lanes.value.iter().sum(), lanes.max_error.iter().copied().fold(0.0, f32::max))
     }
 }
 

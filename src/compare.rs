@@ -66,7 +66,7 @@ impl Comparison {
             let Difference { sqnr_db, mse, .. } = tensor.difference;
             // A tensor that lost everything it had has no SQNR to compare; without any error it passes.
             let sqnr = sqnr_db.unwrap_or(if mse == 0.0 { f64::INFINITY } else { f64::NEG_INFINITY });
-            gates.min_sqnr.is_some_and(|min| sqnr < min) || gates.max_mse.is_some_and(|max| mse > max)
+            gates.min_sqnr.is_some_and(|min| sqnr < min) || gates.max_mse.is_some_and(|max| mse > max || mse.is_nan())
         };
         self.tensors.iter().filter(fails).collect()
     }

@@ -91,7 +91,7 @@ impl Prepared {
         progress.begin(model.bytes());
         let outcomes = RefCell::new(BTreeMap::new());
         std::thread::scope(|scope| {
-            let hashing = scope.spawn(|| self.hash_sources());
+            let hashing = std::thread::Builder::new().spawn_scoped(scope, || self.hash_sources());
             Assembly { target, model, layout }.write(
                 // **Observes**, **chooses** and **quantizes**, and **writes** the codes: see `stream::quantize`.
                 &mut |file, path, layout| {
@@ -101,7 +101,8 @@ impl Prepared {
                     Ok(hash)
                 },
                 |outputs| {
-                    let sources = hashing.join().expect("hashing does not panic");
+                    // Without a thread to spare it is done here.
+                    let sources = hashing.map_or_else(|_| self.hash_sources(), |hashing| hashing.join().expect("hashing does not panic"));
                     let run = record::Run { form: request.form, recipe: &request.recipe, seed: request.seed, sources, outputs };
                     Some(record::document(model, plan, &outcomes.borrow(), run).to_json())
                 },

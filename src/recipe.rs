@@ -34,6 +34,9 @@ enum Matcher {
     Regex(regex::Regex),
 }
 
+/// Most bytes that a regular expression may take once compiled: recipes and sidecars come from strangers too.
+const LARGEST_REGEX: usize = 1 << 18;
+
 impl Pattern {
     /// Compiles `text`.
     ///
@@ -43,7 +46,10 @@ impl Pattern {
     pub fn new(text: &str) -> Result<Self> {
         let wrong = |e: &dyn std::fmt::Display| Error::Usage(format!("pattern {}: {e}", show_name(text)));
         let matcher = match text.strip_prefix("re:") {
-            Some(regex) => Matcher::Regex(regex::Regex::new(&format!("^(?:{regex})$")).map_err(|e| wrong(&e))?),
+            Some(regex) => {
+                let regex = regex::RegexBuilder::new(&format!("^(?:{regex})$")).size_limit(LARGEST_REGEX).build();
+                Matcher::Regex(regex.map_err(|e| wrong(&e))?)
+            }
             None => Matcher::Glob(globset::Glob::new(text).map_err(|e| wrong(&e))?.compile_matcher()),
         };
         Ok(Pattern { text: text.to_owned(), matcher })

@@ -95,6 +95,17 @@ impl Dtype {
         matches!(self, Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::F8E4M3Fnuz | Dtype::F8E5M2Fnuz)
     }
 
+    /// The largest finite value, for [decodable](Dtype::is_decodable) types; F64 counts as f32.
+    pub fn largest(self) -> f32 {
+        match self {
+            Dtype::F16 => 65504.0,
+            Dtype::BF16 => f32::from_bits(0x7f7f_0000),
+            Dtype::F8E4M3 => 448.0,
+            Dtype::F8E5M2 => 57344.0,
+            _ => f32::MAX,
+        }
+    }
+
     /// `float`, `integer`, `boolean` or `complex`: for reasons and tables.
     pub fn kind(self) -> &'static str {
         match self.name().as_bytes()[0] {

@@ -8,6 +8,7 @@ use crate::outputs::quantized::{QuantizedModel, is_contained};
 use crate::outputs::staging;
 use crate::stream::Progress;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Bytes that are hashed between two reports of progress.
@@ -46,10 +47,18 @@ pub fn verify(output: &Path, read: &ReadOptions, progress: &dyn Progress) -> Res
     if weights && !document.output.files.iter().any(|record| output.file_name().is_some_and(|name| name == record.name.as_str())) {
         findings.push(format!("{}: expected to be a file of the sidecar's output, found no record of it", show(output)));
     }
-    if findings.is_empty()
-        && let Err(error) = QuantizedModel::open(output, read)
-    {
-        findings.push(error.to_string());
+    let recorded: BTreeSet<&str> = document.output.files.iter().map(|record| record.name.as_str()).collect();
+    if recorded.len() != document.output.files.len() {
+        findings.push("sidecar: expected one record a file, found several of the same name".to_owned());
+    }
+    if findings.is_empty() {
+        match QuantizedModel::open(output, read) {
+            Err(error) => findings.push(error.to_string()),
+            Ok(quantized) => {
+                let missing = quantized.model.files().iter().filter(|file| !recorded.contains(&*file.name()));
+                findings.extend(missing.map(|file| format!("{}: expected a record in the sidecar, found none", show_name(&file.name()))));
+            }
+        }
     }
     Ok(Verification { sidecar, intact, findings })
 }

@@ -64,7 +64,7 @@ pub(crate) fn main() -> ExitCode {
     match done {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => print::failure(&error),
-        Err(_) => print::failure(&anyhow::anyhow!("internal error: this is a bug of qtool; nothing was written")),
+        Err(_) => print::failure(&anyhow::anyhow!("internal error: this is a bug of qtool")),
     }
 }
 

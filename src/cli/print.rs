@@ -1,5 +1,6 @@
 //! Standard output and standard error: results on one, the rest on the other, and what happens when they are closed.
 
+use qtool::error::escape;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -31,9 +32,9 @@ pub(super) fn failure(error: &Failed) -> ExitCode {
     let known = error.downcast_ref::<qtool::Error>();
     // Errors of the library say all in one line; others are told with their causes.
     let message = known.map_or_else(|| format!("{error:#}"), ToString::to_string);
-    let mut lines = format!("qtool: error: {}\n", one_line(&message));
+    let mut lines = format!("qtool: error: {}\n", escape(&message));
     if let Some(hint) = known.and_then(qtool::Error::hint) {
-        lines += &format!("hint: {}\n", one_line(hint));
+        lines += &format!("hint: {}\n", escape(hint));
     }
     // With standard error closed there is nobody left to tell.
     let _ = io::stderr().write_all(lines.as_bytes());
@@ -56,9 +57,4 @@ pub(super) fn clap_error(error: &clap::Error) -> ExitCode {
 /// Whether standard output may be coloured.
 fn color() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-}
-
-/// Escapes what would start another line or drive a terminal.
-fn one_line(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
 }

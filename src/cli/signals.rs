@@ -19,7 +19,9 @@ pub(super) fn install() {
     // Writing past RLIMIT_FSIZE is an error of the write, not a reason to die.
     let ignored = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
     reset_sigbus();
-    let waiting = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGBUS]);
+    // What the parent ignores (`nohup`, background jobs of scripts) stays ignored.
+    let handled: Vec<i32> = [SIGINT, SIGTERM, SIGHUP, SIGBUS].into_iter().filter(|signal| !is_ignored(*signal)).collect();
+    let waiting = Signals::new(&handled);
     let (Ok(_), Ok(mut signals)) = (ignored, waiting) else {
         // Without handlers the defaults hold, which are safe: nothing half done has its final name.
         return;
@@ -34,17 +36,36 @@ pub(super) fn install() {
             let _ = emulate_default_handler(signal);
         }
     };
-    // As above: not being able to start a thread leaves the defaults.
-    let _ = std::thread::Builder::new().name("signals".into()).stack_size(64 << 10).spawn(wait);
+    let thread = std::thread::Builder::new().name("signals".into()).stack_size(64 << 10).spawn(wait);
+    if thread.is_err() {
+        // Nobody would hear of the signals: back to the defaults.
+        handled.into_iter().for_each(set_default);
+    }
+}
+
+/// Whether a signal is ignored, as the parent process left it.
+fn is_ignored(signal: i32) -> bool {
+    #[expect(unsafe_code, reason = "the disposition of a signal is read by an unsafe function")]
+    // SAFETY: with no new action the call only writes the old one to `action`, which is large enough for it, and zeroes
+    // are a valid value of it.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// Lets a signal do what it does by default.
+fn set_default(signal: i32) {
+    #[expect(unsafe_code, reason = "the disposition of a signal is set by an unsafe function")]
+    // SAFETY: the default disposition runs no code.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+    }
 }
 
 /// Takes back the standard library's handler of SIGBUS. It runs before ours, and where it recognizes no stack overflow
 /// it restores the default, so that a thread that meets the lost page again would kill the program before it can exit.
 fn reset_sigbus() {
-    #[expect(unsafe_code, reason = "the disposition of a signal is set by an unsafe function")]
-    // SAFETY: the default disposition runs no code. Stack overflows raise SIGSEGV on every system we build for but macOS,
-    // where the message that names them is lost.
-    unsafe {
-        libc::signal(SIGBUS, libc::SIG_DFL);
-    }
+    // Stack overflows raise SIGSEGV on every system we build for but macOS, where the message that names them is lost.
+    set_default(SIGBUS);
 }

@@ -119,6 +119,7 @@ fn read_index(path: &Path, options: &ReadOptions) -> Result<BTreeMap<String, Str
 /// Hugging Face indexes hold bare file names; anything else could lead out of the directory.
 fn check_bare_name(index: &Path, shard: &str) -> Result<()> {
     let bare = !shard.is_empty() && shard != "." && shard != ".." && !shard.contains(['/', '\\', '\0']) && shard.len() <= MAX_FILE_NAME;
+    let bare = bare && ![INDEX, DIRECTORY_SIDECAR].contains(&shard);
     match bare {
         true => Ok(()),
         false => Err(Error::malformed(index, format!("index: shard: expected a bare file name, found {}", show_name(shard)))),
@@ -167,8 +168,8 @@ fn no_model(dir: &Path) -> Error {
 pub(crate) struct Companions {
     /// Configuration, tokenizer, licence: what goes with the model whatever its weights.
     pub carried: Vec<PathBuf>,
-    /// The same weights in other formats, links that lead out of the directory, what is no file, earlier outputs. Hidden
-    /// files are not even listed.
+    /// Hidden files, the same weights in other formats, links that lead out of the directory, what is no file, names that
+    /// are not UTF-8, earlier outputs.
     pub left: Vec<PathBuf>,
 }
 
@@ -182,12 +183,16 @@ fn companions(dir: &Path, weights: &[&str]) -> Result<Companions> {
             let name = entry.map_err(|e| Error::io(&here, "list", e))?.file_name();
             let (path, text) = (relative.join(&name), name.to_string_lossy());
             let is_top = relative.as_os_str().is_empty();
-            if text.starts_with('.') || (is_top && weights.contains(&&*text)) {
+            if is_top && weights.contains(&&*text) {
                 continue;
             }
             let full = dir.join(&path);
             let is_other_weights = is_top && OTHER_WEIGHTS.iter().any(|(a, b)| text.starts_with(a) && text.ends_with(b));
             let is_inside = full.canonicalize().is_ok_and(|real| is_inside(dir, &real).unwrap_or(false));
+            if text.starts_with('.') || name.to_str().is_none() {
+                found.left.push(path);
+                continue;
+            }
             match std::fs::metadata(&full) {
                 Ok(metadata) if metadata.is_file() && is_inside && !is_other_weights => found.carried.push(path),
                 Ok(metadata) if metadata.is_dir() && !full.is_symlink() && !Document::recognizes(&full.join(DIRECTORY_SIDECAR)) => {

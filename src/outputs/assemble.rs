@@ -41,6 +41,11 @@ impl Assembly<'_> {
         }
         staging::sync_files(&set, target.durability)?;
         model.check_unchanged()?;
+        if target.in_place {
+            // If it ends between both, a sidecar without its weights is found by `verify`; the other way round the float
+            // weights would be gone and the scales nowhere.
+            set.reverse();
+        }
         staging::publish_files(set, target.replace, target.durability)
     }
 

@@ -4,6 +4,7 @@
 //! f32 or f64; the same run writes the same bytes on any machine.
 
 use crate::error::{Error, Result, show_path};
+use crate::formats::mmap::MappedFile;
 use crate::method::Method;
 use crate::quant::metrics::Metrics;
 use crate::quant::scheme::{CodeType, Convention};
@@ -17,6 +18,9 @@ use std::path::Path;
 /// Value of the key `format`.
 pub const FORMAT: &str = "qtool-sidecar";
 
+/// Longest sidecar that is read, in bytes.
+const MAX_BYTES: u64 = 256 << 20;
+
 /// Version of the document's layout. A reader refuses others.
 pub const VERSION: u32 = 1;
 
@@ -24,8 +28,8 @@ pub const VERSION: u32 = 1;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Document {
-    /// Parameters of activations, by value name.
-    pub activations: BTreeMap<String, serde_json::Value>,
+    /// Parameters of activations, which weights alone have none of.
+    pub activations: Activations,
     /// [`FORMAT`].
     pub format: String,
     /// Why each tensor that was not quantized was not.
@@ -45,6 +49,11 @@ pub struct Document {
     /// [`VERSION`].
     pub version: u32,
 }
+
+/// An empty object.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Activations {}
 
 /// The files that were written.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -147,8 +156,12 @@ impl Document {
     ///
     /// [`Error::Io`] if it cannot be read, [`Error::Malformed`] if it is not a sidecar of [`VERSION`].
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read(path).map_err(|e| Error::io(path, "open", e))?;
-        Self::parse(path, &text)
+        let file = MappedFile::open(path)?;
+        let found = file.bytes().len() as u64;
+        if found > MAX_BYTES {
+            return Err(Error::Limit { file: path.to_owned(), what: "bytes of the sidecar".into(), limit: MAX_BYTES, found });
+        }
+        Self::parse(path, file.bytes())
     }
 
     /// Whether the file at `path` says that it is a sidecar, of whatever version.
@@ -157,8 +170,8 @@ impl Document {
         struct Format {
             format: String,
         }
-        let text = std::fs::read(path).unwrap_or_default();
-        serde_json::from_slice::<Format>(&text).is_ok_and(|head| head.format == FORMAT)
+        let file = MappedFile::open(path).ok().filter(|file| file.bytes().len() as u64 <= MAX_BYTES);
+        file.is_some_and(|file| serde_json::from_slice::<Format>(file.bytes()).is_ok_and(|head| head.format == FORMAT))
     }
 
     /// Reads a sidecar from memory; `path` is for messages.

@@ -31,6 +31,9 @@ pub(crate) struct QuantizedTensor {
     codes: CodeType,
     layout: GroupLayout,
     params: Vec<Params>,
+    /// The largest value of `dtype`, if a code could stand for more: then values saturate there, as their sources did not
+    /// exceed it.
+    limit: Option<f32>,
 }
 
 impl QuantizedModel {
@@ -54,6 +57,14 @@ impl QuantizedModel {
         }
         if let Some(name) = document.kept.keys().find(|name| !index.contains_key(name.as_str())) {
             return Err(Error::tensor(&sidecar, name, "sidecar: expected the tensor in the file of weights, found none"));
+        }
+        for (tensor, stored) in model.tensors().iter().enumerate() {
+            let name = stored.info.name.as_str();
+            let roles = [tensors.contains_key(&tensor), document.kept.contains_key(name), auxiliary.contains(&tensor)];
+            if roles.iter().filter(|role| **role).count() != 1 {
+                return Err(model
+                    .tensor_error(tensor, "sidecar: expected to be quantized, kept or to hold parameters, found none or several of it"));
+            }
         }
         drop(index);
         Ok(QuantizedModel { model, document, tensors, auxiliary })
@@ -102,6 +113,9 @@ impl QuantizedModel {
             let params = quantized.params[if quantized.params.len() == 1 { 0 } else { group }];
             dequantize(&codes[run.clone()], signed, params, &mut scratch.values[run]);
         });
+        if let Some(limit) = quantized.limit {
+            scratch.values.iter_mut().for_each(|value| *value = value.clamp(-limit, limit));
+        }
         &scratch.values
     }
 }
@@ -210,5 +224,7 @@ fn read_tensor(
     }
     let zero_point = |group: usize| if zero_points.len() == 1 { zero_points[0] } else { zero_points[group] };
     let params = scales.iter().enumerate().map(|(group, scale)| Params { scale: *scale, zero_point: zero_point(group) }).collect();
-    Ok(QuantizedTensor { shape: record.shape.clone(), dtype, codes, layout, params })
+    let steps = (grid.qmax - grid.qmin) as f32;
+    let limit = Some(dtype.largest()).filter(|limit| scales.iter().any(|scale| scale * steps >= *limit));
+    Ok(QuantizedTensor { shape: record.shape.clone(), dtype, codes, layout, params, limit })
 }

@@ -31,7 +31,8 @@ pub(crate) fn source(file: &SourceFile, content: bool) -> FileRecord {
 /// Writes `content` to a new file `name` in `dir`.
 pub(crate) fn write_document(dir: &Path, name: &str, content: &[u8]) -> Result<FileRecord> {
     let path = dir.join(name);
-    std::fs::write(&path, content).map_err(|e| Error::io(&path, "write", e))?;
+    let written = File::create_new(&path).and_then(|file| file.write_all_at(content, 0));
+    written.map_err(|e| Error::io(&path, "write", e))?;
     Ok(FileRecord {
         blake3: Some(blake3::hash(content).to_hex().to_string()),
         bytes: content.len() as u64,
@@ -46,11 +47,9 @@ pub(crate) fn copy_companion(from: &Path, to: &Path, relative: &Path) -> Result<
     if let Some(dir) = copy.parent() {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", e))?;
     }
-    std::fs::copy(&source, &copy).map_err(|e| Error::io(&copy, "copy", e))?;
-    let mut hasher = blake3::Hasher::new();
-    let bytes = File::open(&copy).and_then(|mut file| std::io::copy(&mut file, &mut hasher)).map_err(|e| Error::io(&copy, "read", e))?;
-    let name = relative.to_string_lossy().into_owned();
-    Ok(FileRecord { blake3: Some(hasher.finalize().to_hex().to_string()), bytes, header_blake3: None, name })
+    // Through the map, which only opens regular files; and with the mode of a new file, not the source's.
+    let source = MappedFile::open(&source)?;
+    write_document(to, &relative.to_string_lossy(), source.bytes())
 }
 
 /// Writes all of `content` to an empty file.
@@ -97,7 +96,7 @@ pub(crate) fn document(model: &Model, plan: &Plan, outcomes: &BTreeMap<usize, Ou
         }
     }
     Document {
-        activations: BTreeMap::new(),
+        activations: document::Activations::default(),
         format: document::FORMAT.to_owned(),
         kept,
         output: OutputRecord { files: run.outputs, form: run.form.name().to_owned() },

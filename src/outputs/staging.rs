@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -21,6 +22,8 @@ static TEMPORARIES: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 const PREFIX: &str = ".qtool-";
 const SUFFIX: &str = ".tmp";
+/// Hexadecimal digits between both.
+const DIGITS: usize = 8;
 
 /// Removes every temporary file and directory of this process: for signal handlers that are about to exit.
 pub fn remove_temporaries() {
@@ -57,17 +60,23 @@ impl Temporary {
         Temporary { path, kept: false, _lock: lock }
     }
 
-    /// The name is gone: what it named has its final one.
-    fn keep(mut self) {
+    /// Gives what it names its final name by `rename`. A signal that comes meanwhile waits, so that what has just been
+    /// published, or what the temporary name stands for after an exchange, is never taken for something half done.
+    fn publish(mut self, rename: impl FnOnce(&Path) -> Result<(), Errno>) -> Result<PathBuf, Errno> {
+        let mut temporaries = TEMPORARIES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        rename(&self.path)?;
+        temporaries.remove(&self.path);
         self.kept = true;
+        Ok(self.path.clone())
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if !self.kept {
-            remove_any(&self.path);
+        if self.kept {
+            return;
         }
+        remove_any(&self.path);
         TEMPORARIES.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&self.path);
     }
 }
@@ -147,8 +156,7 @@ impl StagedFile {
                 Temporary::register(name, None)
             }
         };
-        rename(&temporary.path, &path, replace).map_err(failed)?;
-        temporary.keep();
+        temporary.publish(|name| rename(name, &path, replace)).map_err(failed)?;
         Ok(())
     }
 }
@@ -190,14 +198,14 @@ impl StagedDir {
             e => Error::io(&path, "publish", e),
         };
         if replace && path.exists() {
-            // The old directory takes the temporary's name and goes with it.
-            rustix::fs::renameat_with(CWD, &temporary.path, CWD, &path, RenameFlags::EXCHANGE).map_err(failed)?;
+            // The old directory takes the temporary name, and goes once the new one is sure to stay.
+            let exchange = |name: &Path| rustix::fs::renameat_with(CWD, name, CWD, &path, RenameFlags::EXCHANGE);
+            let old = temporary.publish(exchange).map_err(failed)?;
             sync_dir(parent(&path), durability)?;
-            drop(temporary);
+            remove_any(&old);
             return Ok(());
         }
-        rename(&temporary.path, &path, false).map_err(failed)?;
-        temporary.keep();
+        temporary.publish(|name| rename(name, &path, false)).map_err(failed)?;
         sync_dir(parent(&path), durability)
     }
 }
@@ -273,7 +281,7 @@ pub(crate) fn parent(path: &Path) -> &Path {
 }
 
 /// `path` without links, whether or not it exists: one spelling for a directory, or it would be locked twice.
-fn resolve(path: &Path) -> PathBuf {
+pub(crate) fn resolve(path: &Path) -> PathBuf {
     let beside = || Some(parent(path).canonicalize().ok()?.join(path.file_name()?));
     path.canonicalize().ok().or_else(beside).unwrap_or_else(|| path.to_owned())
 }
@@ -290,7 +298,10 @@ fn remove_debris(dir: &Path) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if !(name.starts_with(PREFIX) && name.ends_with(SUFFIX)) {
+        let digits = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(SUFFIX)).unwrap_or_default();
+        let is_ours = digits.len() == DIGITS && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let is_owned = entry.metadata().is_ok_and(|metadata| metadata.uid() == rustix::process::geteuid().as_raw());
+        if !(is_ours && is_owned) {
             continue;
         }
         let Ok(fd) = rustix::fs::open(entry.path(), OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())

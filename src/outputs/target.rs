@@ -28,6 +28,7 @@ pub(crate) struct Target {
     pub sidecar: Option<PathBuf>,
     pub is_directory: bool,
     pub replace: bool,
+    pub in_place: bool,
     pub durability: Durability,
 }
 
@@ -51,8 +52,16 @@ impl Target {
             (Some(sidecar), false) => Some(sidecar.clone()),
             (None, false) => Some(sidecar_path(&output)),
         };
-        let replace = destination.force || destination.in_place;
-        let target = Target { output, sidecar, is_directory, replace, durability: destination.durability };
+        if destination.in_place && !same_file(&output, model.path()) {
+            return Err(Error::Usage(format!("--in-place: expected the output to be the input, found {}", show_path(&output))));
+        }
+        let lost = model.left_behind().first().filter(|_| destination.in_place && is_directory);
+        if let Some(lost) = lost {
+            let message = format!("{}: --in-place: expected only files of the model, found {}", show_path(model.path()), show_path(lost));
+            return Err(Error::Usage(message).with_hint("it would be lost: -o writes elsewhere"));
+        }
+        let (replace, durability) = (destination.force || destination.in_place, destination.durability);
+        let target = Target { output, sidecar, is_directory, replace, in_place: destination.in_place, durability };
         target.check(model.path(), destination.in_place)?;
         check_space(staging::parent(&target.output), bytes)?;
         Ok(target)
@@ -125,10 +134,11 @@ impl Target {
             return usage(&self.output, "output: expected another file than the input, found the input (--in-place allows it)");
         }
         if let Some(sidecar) = self.sidecar.as_ref().filter(|_| !self.is_directory) {
-            if same_file(sidecar, input) || *sidecar == self.output {
+            if same_file(sidecar, input) || staging::resolve(sidecar) == staging::resolve(&self.output) {
                 return usage(sidecar, "sidecar: expected another file than the weights, found the same");
             }
-            if staging::parent(sidecar) != staging::parent(&self.output) {
+            let dir = |path: &Path| staging::parent(path).canonicalize().ok();
+            if dir(sidecar) != dir(&self.output) {
                 return usage(sidecar, "sidecar: expected a file beside the output, found another directory");
             }
         }

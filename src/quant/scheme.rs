@@ -145,7 +145,7 @@ pub enum Convention {
     CompressedTensors,
 }
 
-/// Every convention with its name and its source.
+/// Every convention with its name.
 pub const CONVENTIONS: &[(Convention, &str)] =
     &[(Convention::Torch, "torch"), (Convention::Ort, "ort"), (Convention::CompressedTensors, "compressed-tensors")];
 

@@ -2,11 +2,11 @@
 
 use super::{QuantizeReport, TensorOutcome, TensorReport};
 use crate::compare::{Comparison, Difference, TensorDifference};
-use crate::error::{show_name, show_path};
+use crate::error::{escape, show_name, show_path};
 use crate::inspect::{Inspection, QUANTIZE, ValueSummary};
 use crate::quant::metrics::Metrics;
 use crate::verify::Verification;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     text
 }
 
-/// `[384, 1536]`, without the brackets of a debug format's line breaks.
+/// `[384, 1536]`.
 pub fn shape(dims: &[usize]) -> String {
     format!("{dims:?}")
 }
@@ -195,8 +195,9 @@ pub fn comparison(found: &Comparison, failing: &[&TensorDifference]) -> String {
             note.into(),
         ]
     };
+    let failing: HashSet<&str> = failing.iter().map(|tensor| tensor.name.as_str()).collect();
     for tensor in &found.tensors {
-        let fails = failing.iter().any(|failing| failing.name == tensor.name);
+        let fails = failing.contains(tensor.name.as_str());
         let note = match (fails, tensor.quantized) {
             (true, _) => "FAILS",
             (false, true) => "",
@@ -215,7 +216,7 @@ pub fn verification(found: &Verification) -> String {
         let _ = writeln!(text, "intact  {}", show_name(name));
     }
     for finding in &found.findings {
-        let _ = writeln!(text, "BROKEN  {finding}");
+        let _ = writeln!(text, "BROKEN  {}", escape(finding));
     }
     let verdict = if found.findings.is_empty() { "whole" } else { "not whole" };
     let _ = writeln!(text, "{}: {verdict}", show_path(&found.sidecar));

@@ -90,6 +90,7 @@ pub(crate) fn run(
                 sink.release(buffer);
                 break;
             }
+            let panicking = Abandon { sink: &sink, failed: &failed };
             let done = jobs.run(job, &mut buffer, &mut scratch).and_then(|()| match jobs.offset(job) {
                 Some(offset) => sink.submit(offset, buffer),
                 None => {
@@ -97,6 +98,7 @@ pub(crate) fn run(
                     Ok(())
                 }
             });
+            std::mem::forget(panicking);
             match done {
                 Ok(()) => progress.advance(jobs.weight(job)),
                 Err(error) => {
@@ -115,7 +117,20 @@ pub(crate) fn run(
     }
 }
 
-/// One being filled, one waiting to be hashed.
+/// Lets the other threads end if a job panics: dropped only then.
+struct Abandon<'a> {
+    sink: &'a Sink<'a>,
+    failed: &'a AtomicBool,
+}
+
+impl Drop for Abandon<'_> {
+    fn drop(&mut self) {
+        self.failed.store(true, Ordering::Relaxed);
+        self.sink.abandon();
+    }
+}
+
+/// One being filled, others written and waiting to be hashed.
 const BUFFERS_PER_THREAD: usize = 4;
 
 /// `work(0), work(1), …` in order, done on `threads` threads.
@@ -148,4 +163,41 @@ fn on_threads(threads: usize, work: &(impl Fn() + Sync)) {
         }
         work();
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Panicking;
+
+    impl Jobs for Panicking {
+        fn len(&self) -> usize {
+            64
+        }
+
+        fn offset(&self, job: usize) -> Option<u64> {
+            Some(job as u64)
+        }
+
+        fn run(&self, job: usize, bytes: &mut Vec<u8>, _scratch: &mut Scratch) -> Result<()> {
+            assert!(job != 3, "a bug");
+            bytes.resize(1, 0);
+            Ok(())
+        }
+
+        fn weight(&self, _job: usize) -> u64 {
+            0
+        }
+    }
+
+    #[test]
+    fn a_job_that_panics_does_not_leave_the_others_waiting() {
+        for threads in 1..4 {
+            let file = tempfile::tempfile().unwrap();
+            let run = || run(&Panicking, &file, Path::new("test"), b"", threads, &Silent);
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+            assert!(done.is_err(), "{threads} threads");
+        }
+    }
 }

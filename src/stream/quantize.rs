@@ -16,7 +16,7 @@ use crate::quant::packing::{pack_nibbles, packed_len};
 use crate::quant::params::Params;
 use crate::stream::observe;
 use crate::tensor::Dtype;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock};
 
@@ -101,12 +101,12 @@ pub(crate) struct QuantizeJobs<'a> {
     jobs: Vec<Job>,
     states: BTreeMap<usize, TensorState>,
     /// Tensors whose params are stored as tensors, and need not be kept.
-    stored_apart: Vec<usize>,
+    stored_apart: BTreeSet<usize>,
 }
 
 impl<'a> QuantizeJobs<'a> {
     pub(crate) fn new(model: &'a Model, plan: &'a Plan, layout: &FileLayout) -> Self {
-        let mut this = QuantizeJobs { model, plan, jobs: Vec::new(), states: BTreeMap::new(), stored_apart: Vec::new() };
+        let mut this = QuantizeJobs { model, plan, jobs: Vec::new(), states: BTreeMap::new(), stored_apart: BTreeSet::new() };
         let observed_first: Vec<usize> = (layout.contents.iter())
             .filter_map(|(content, _)| match content {
                 Content::Codes(tensor) if !is_local(this.scheme(*tensor)) => Some(*tensor),
@@ -130,7 +130,7 @@ impl<'a> QuantizeJobs<'a> {
                     this.push_pieces(tensor, place.start);
                 }
                 Content::Scales(tensor) => {
-                    this.stored_apart.push(tensor);
+                    this.stored_apart.insert(tensor);
                     this.push_params(tensor, place.start, 4, |tensor, parts| Work::Scales { tensor, parts });
                 }
                 Content::ZeroPoints(tensor) => this.push_params(tensor, place.start, 1, |tensor, parts| Work::ZeroPoints { tensor, parts }),

@@ -144,6 +144,12 @@ fn a_directory_can_be_quantized_in_place() {
     for output in ["m", "./m", "m/../m"] {
         assert!(dir.fails(&format!("quantize m -o {output} --force"), 2).stderr.contains("--in-place"));
     }
+    for lost in [".cache", "pytorch_model.bin"] {
+        let run = dir.fails("quantize m --in-place", 2);
+        assert!(run.stderr.contains(lost), "{run}");
+        let path = dir.path(format!("m/{lost}"));
+        if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }.unwrap();
+    }
     dir.ok("quantize m --in-place");
     dir.ok("verify m");
     assert_eq!(stored(&dir, "m")["conv1.weight"].0.dtype, "I8");

@@ -57,8 +57,9 @@ fn check_codes(tensor: &Tensor, quantized: &Quantized, convention: &str, symmetr
         let what = format!("{name} group {group}: range {low}..{high}, scale {scale}, zero point {zero_point}");
         let exact = if symmetric { 2.0 * high.max(-low) / (qmax - qmin) } else { (high - low) / (qmax - qmin) };
         if convention == "ort" && exact < f64::from(f32::MIN_POSITIVE) {
-            // A range without extent: any scale does, and zero is the code 0.
-            assert!(scale == 1.0 && zero_point == 0.0, "{what}");
+            // A range without extent: any scale does; the zero point is 0, or for groups the middle of unsigned codes.
+            let middle = if qmin < 0.0 { 0.0 } else { (qmin + qmax + 1.0) / 2.0 };
+            assert!(scale == 1.0 && (zero_point == 0.0 || (symmetric && zero_point == middle)), "{what}");
             continue;
         }
         let floor = if convention == "torch" { f64::from(f32::EPSILON) } else { 0.0 };

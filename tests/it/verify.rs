@@ -209,3 +209,28 @@ fn parameters_that_make_no_sense_are_refused() {
     }
     assert_eq!(dir.names(), ["model.safetensors", "q.json", "q.safetensors"]);
 }
+
+#[test]
+fn a_sidecar_that_is_no_file_or_lists_nothing_is_no_proof() {
+    let dir = Workdir::with_fixture();
+    dir.ok("quantize model.safetensors");
+    let mut document = dir.json("model.int8.json");
+    document["output"]["files"] = serde_json::json!([]);
+    dir.write("model.int8.json", document.to_string());
+    dir.fails("verify model.int8.safetensors", 3);
+    std::fs::remove_file(dir.path("model.int8.json")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, dir.path("model.int8.json"), rustix::fs::Mode::from_raw_mode(0o644)).unwrap();
+    dir.fails("verify model.int8.safetensors", 1);
+    dir.fails("dequantize model.int8.safetensors", 1);
+}
+
+#[test]
+fn a_tensor_cannot_be_hidden_among_the_parameters() {
+    let dir = Workdir::with_fixture();
+    dir.ok("quantize model.safetensors -o q.safetensors --granularity per-group:64");
+    let mut document = dir.json("q.json");
+    assert!(document["kept"].as_object_mut().unwrap().remove("conv1.bias").is_some());
+    dir.write("q.json", document.to_string());
+    let run = dir.fails("dequantize q.safetensors", 1);
+    assert!(run.stderr.contains("conv1.bias"), "{run}");
+}

@@ -31,7 +31,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, help="where checkpoints and outputs go; checkpoints that are there are used, and stay (default: a temporary one)")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--layers", type=int, default=8, help="size of the checkpoints: 8 are 1.6 GiB in F32")
+    parser.add_argument("--layers", type=int, default=2, help="size of the checkpoints: 2 are 1.6 GiB in F32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--qtool", default=ROOT / "target/release/qtool")
     parser.add_argument("--python", default=ROOT / "target/interop-venv/bin/python", help="an interpreter that has torch and safetensors, and numpy if this one has not")

@@ -82,10 +82,16 @@ struct TensorState {
 }
 
 /// What quantizing one piece found.
+#[derive(Default)]
 struct Part {
     params: Vec<Params>,
     sums: ErrorSums,
+    /// How many of scales and zero points were stored as tensors.
+    stored: usize,
 }
+
+const SCALES_ONLY: usize = 1;
+const SCALES_AND_ZERO_POINTS: usize = 2;
 
 /// What became of a tensor.
 pub(crate) struct Outcome {
@@ -238,7 +244,7 @@ impl<'a> QuantizeJobs<'a> {
                 return Ok(());
             };
             let sums = self.quantize_observed(tensor, scheme, params, state.columns.get(), elements, codes, scratch);
-            Part { params: Vec::new(), sums }
+            Part { sums, ..Part::default() }
         };
         if scheme.codes.bits() == 4 {
             pack_nibbles(codes);
@@ -259,7 +265,7 @@ impl<'a> QuantizeJobs<'a> {
         codes: &mut [u8],
         scratch: &mut Scratch,
     ) -> Result<Part> {
-        let mut part = Part { params: Vec::new(), sums: ErrorSums::default() };
+        let mut part = Part::default();
         let (target, row, size) = (scheme.target(), scheme.layout.row_len(), scheme.layout.group_len());
         let as_stored = self.model.tensors()[tensor].info.dtype == Dtype::F32;
         let cached = row * (if as_stored { CACHED } else { CONVERTED } / row).max(1);
@@ -319,6 +325,7 @@ impl<'a> QuantizeJobs<'a> {
         sums
     }
 
+    /// Stores something of all params of some pieces; they are forgotten once everything of them is stored.
     fn store_params(&self, tensor: usize, parts: Range<usize>, bytes: &mut Vec<u8>, store: fn(&Params, &mut Vec<u8>)) {
         bytes.clear();
         let state = &self.states[&tensor];
@@ -327,9 +334,13 @@ impl<'a> QuantizeJobs<'a> {
             params.iter().for_each(|params| store(params, bytes));
             return;
         }
-        let done = state.parts.lock().expect("no job panics while it holds this lock");
-        for (_, part) in done.range(parts) {
+        let mut done = state.parts.lock().expect("no job panics while it holds this lock");
+        for (_, part) in done.range_mut(parts) {
             part.params.iter().for_each(|params| store(params, bytes));
+            part.stored += 1;
+            if part.stored == if self.scheme(tensor).rule.symmetric { SCALES_ONLY } else { SCALES_AND_ZERO_POINTS } {
+                part.params = Vec::new();
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How far a quantized model is from the float one, tensor by tensor, in f64.
+//! How far a quantized model is from the float one, tensor by tensor: values as f32, as they are quantized, sums in f64.
 //!
 //! ```text
 //! SQNR = 10 log10(Σ x² / Σ (x − x')²) dB      MSE = Σ (x − x')² / n      cosine = Σ x x' / √(Σ x² Σ x'²)

@@ -1,4 +1,4 @@
-//! Back to float: every tensor under its name, in its type and in the order of the original file.
+//! Back to float: every tensor under its name, in its original type, in the order of the header.
 //!
 //! `value = (code - zero_point) * scale` in f32, rounded to the original type. Tensors that were kept come back bit for
 //! bit.

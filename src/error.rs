@@ -42,7 +42,7 @@ pub enum Error {
         file: PathBuf,
         /// The tensor's name.
         tensor: String,
-        /// `NaN`, `Inf`, or both, or `out of f32 range`.
+        /// `NaN`, `Inf`, `NaN or Inf`, or `values out of f32 range`.
         kind: &'static str,
         /// How many such values the tensor has.
         count: u64,

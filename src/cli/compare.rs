@@ -3,7 +3,6 @@
 use super::{Done, options, print};
 use qtool::compare::Gates;
 use qtool::report::terminal;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// Measure how far a quantized model is from the float one; exit 3 if it fails a gate
@@ -19,9 +18,8 @@ pub(super) struct Arguments {
     /// Largest mean squared error of every tensor
     #[arg(long, value_name = "X", value_parser = options::parse_finite)]
     max_mse: Option<f64>,
-    /// Threads [default: all cores]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    threads: options::Threads,
     #[command(flatten)]
     read: options::Read,
     #[command(flatten)]
@@ -30,7 +28,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Done {
     let Arguments { float, quantized, min_sqnr, max_mse, .. } = arguments;
-    let found = qtool::compare::compare(float, quantized, &arguments.read.options(), options::threads(arguments.threads))?;
+    let found = qtool::compare::compare(float, quantized, &arguments.read.options(), arguments.threads.count())?;
     let failing = found.failing(&Gates { min_sqnr: *min_sqnr, max_mse: *max_mse });
     arguments.print.show(&found, || terminal::comparison(&found, &failing))?;
     match failing.as_slice() {

@@ -4,7 +4,6 @@ use super::options::{self, DurabilityValue};
 use super::progress::Bar;
 use super::{Done, print};
 use qtool::pipeline::Destination;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// Write the float model that a quantized one stands for: original names, types and order
@@ -23,9 +22,8 @@ pub(super) struct Arguments {
     /// Whether files are on the disk when success is reported
     #[arg(long, value_enum, default_value = "fsync")]
     durability: DurabilityValue,
-    /// Threads [default: all cores]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    threads: options::Threads,
     #[command(flatten)]
     read: options::Read,
     /// Print nothing but errors
@@ -41,7 +39,7 @@ pub(super) fn run(arguments: &Arguments) -> Done {
         in_place: false,
         durability: arguments.durability.into(),
     };
-    let threads = options::threads(arguments.threads);
+    let threads = arguments.threads.count();
     let bar = Bar::new(arguments.quiet);
     let written = qtool::dequantize::dequantize(&arguments.quantized, &destination, &arguments.read.options(), threads, &bar);
     bar.finish();

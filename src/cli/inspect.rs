@@ -2,7 +2,6 @@
 
 use super::{Done, options};
 use qtool::report::terminal;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// List the tensors of a model: types, shapes, ranges, and what would be quantized
@@ -13,9 +12,8 @@ pub(super) struct Arguments {
     /// Read headers only: no ranges and histograms
     #[arg(long)]
     headers: bool,
-    /// Threads [default: all cores]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    threads: options::Threads,
     #[command(flatten)]
     read: options::Read,
     #[command(flatten)]
@@ -23,7 +21,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Done {
-    let threads = options::threads(arguments.threads);
+    let threads = arguments.threads.count();
     let found = qtool::inspect::inspect(&arguments.model, &arguments.read.options(), !arguments.headers, threads)?;
     arguments.print.show(&found, || terminal::inspection(&found))
 }

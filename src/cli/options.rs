@@ -42,9 +42,19 @@ impl Output {
     }
 }
 
-/// All cores, unless told otherwise.
-pub(super) fn threads(asked: Option<NonZeroUsize>) -> usize {
-    asked.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
+/// How many threads work.
+#[derive(Args)]
+pub(super) struct Threads {
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+impl Threads {
+    /// What was asked for, or all cores.
+    pub(super) fn count(&self) -> usize {
+        self.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
+    }
 }
 
 /// A number that things can be compared with: not NaN.

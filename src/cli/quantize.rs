@@ -10,7 +10,6 @@ use qtool::pipeline::{Destination, HashSource, Prepared, Request};
 use qtool::quant::scheme::{CodeType, Convention, Granularity};
 use qtool::recipe::{Pattern, Recipe};
 use qtool::report::terminal;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// Quantize the weights of a model
@@ -67,9 +66,8 @@ pub(super) struct Arguments {
     /// Print what would be done, and write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Threads [default: all cores]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    threads: options::Threads,
     /// Budget for buffers, not counting pages of files that the kernel can drop
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = parse_size)]
     max_memory: u64,
@@ -156,7 +154,7 @@ impl Arguments {
             recipe,
             form,
             read: self.read.options(),
-            threads: options::threads(self.threads),
+            threads: self.threads.count(),
             max_memory: self.max_memory,
             hash_source: match self.hash_source {
                 HashSourceValue::Auto => HashSource::Auto,

@@ -28,11 +28,6 @@ const CODE_TYPES: &[(CodeType, &str, u32, bool)] = &[
 ];
 
 impl CodeType {
-    /// The names that [`FromStr`] reads.
-    pub fn names() -> impl Iterator<Item = &'static str> {
-        CODE_TYPES.iter().map(|entry| entry.1)
-    }
-
     /// The name: `int8`, `uint8`, `int4` or `uint4`.
     pub fn name(self) -> &'static str {
         self.entry().1

@@ -8,9 +8,8 @@ pub(crate) mod search;
 use super::metrics::ErrorSums;
 use super::params::{Params, Range};
 use super::scheme::{Convention, Grid};
-use crate::simd as dispatch;
+use crate::simd::{dispatched, prefetch};
 use crate::tensor::{Dtype, round_to};
-use dispatch::{dispatched, prefetch};
 
 /// Values per step of the unrolled loops. With 64-byte registers the best of 16, 32 and 64 for [`quantize`].
 const LANES: usize = 16;

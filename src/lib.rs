@@ -3,6 +3,7 @@
 //! A run is five verbs: **read** ([`formats`]) → **observe** ([`observers`]) → **choose** and **quantize**
 //! ([`plan`], [`quant`]) → **write** ([`outputs`]); [`pipeline`] is the page that shows them in order.
 
+pub mod calibration;
 pub mod compare;
 pub mod dequantize;
 pub mod error;

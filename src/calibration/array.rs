@@ -1,0 +1,48 @@
+//! A tensor in memory, as samples hold it and as an engine takes and returns it.
+
+use crate::tensor::Dtype;
+
+/// A tensor in memory: row-major values, outermost dimension first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Array {
+    /// The element type that it is stored as, or that the model declares.
+    pub dtype: Dtype,
+    /// The dimensions; empty for a scalar. Their product is the number of values.
+    pub shape: Vec<usize>,
+    /// The values.
+    pub data: Data,
+}
+
+/// The values of an [`Array`], by kind: every type that models calculate with converts to one of them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Data {
+    /// F32; F16, BF16 and FP8 without loss; F64 rounded to nearest.
+    Float(Vec<f32>),
+    /// Integers of any width, and booleans as 0 and 1.
+    Int(Vec<i64>),
+}
+
+impl Data {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        match self {
+            Data::Float(values) => values.len(),
+            Data::Int(values) => values.len(),
+        }
+    }
+
+    /// Whether there is no value.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Array {
+    /// The values as floats, if they are floats.
+    pub fn floats(&self) -> Option<&[f32]> {
+        match &self.data {
+            Data::Float(values) => Some(values),
+            Data::Int(_) => None,
+        }
+    }
+}

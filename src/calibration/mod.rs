@@ -1,0 +1,3 @@
+//! OBSERVE activations: samples run through the float model, and what its values were.
+
+pub mod array;

@@ -5,6 +5,7 @@
 
 mod directory;
 mod json;
+pub(crate) mod onnx;
 pub(crate) mod mmap;
 mod safetensors;
 

@@ -3,11 +3,15 @@
 use crate::error::{Error, Result};
 use crate::formats::Companions;
 use crate::formats::mmap::MappedFile;
+use crate::formats::onnx::OnnxFile;
+use crate::recipe::Pattern;
 use crate::tensor::{Dtype, TensorInfo, decode_f32};
+use bytes::Bytes;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What was at the path that was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +27,7 @@ pub enum Layout {
 
 /// One file of weights.
 pub struct SourceFile {
-    pub(crate) file: MappedFile,
+    pub(crate) file: Arc<MappedFile>,
     /// Where tensor bytes begin, in bytes from the file's start.
     pub(crate) data_start: usize,
     /// The header's free text, in its order.
@@ -61,8 +65,21 @@ impl SourceFile {
 pub struct ModelTensor {
     /// Index into [`Model::files`].
     pub file: usize,
-    /// Name, type, shape, place.
+    /// Name, type, shape.
     pub info: TensorInfo,
+    /// Its stored bytes: a part of the file's map, or made of such parts while the model was prepared.
+    pub(crate) data: Bytes,
+    /// Name of the operator that it is a weight of, where the format says.
+    pub(crate) layer: Option<String>,
+    /// Its channel axis, where the format says.
+    pub(crate) axis: Option<usize>,
+}
+
+impl ModelTensor {
+    /// Whether a pattern is about it: by its own name, or by that of its layer.
+    pub(crate) fn is_matched_by(&self, pattern: &Pattern) -> bool {
+        pattern.matches(&self.info.name) || self.layer.as_ref().is_some_and(|layer| pattern.matches(layer))
+    }
 }
 
 /// A model: its files are mapped, its headers checked.
@@ -72,17 +89,38 @@ pub struct Model {
     files: Vec<SourceFile>,
     tensors: Vec<ModelTensor>,
     companions: Companions,
+    onnx: Option<Box<OnnxFile>>,
 }
 
 impl Model {
     pub(crate) fn new(path: PathBuf, layout: Layout, files: Vec<(SourceFile, Vec<TensorInfo>)>) -> Self {
-        let mut model = Model { path, layout, files: Vec::new(), tensors: Vec::new(), companions: Companions::default() };
+        let mut model = Model { path, layout, files: Vec::new(), tensors: Vec::new(), companions: Companions::default(), onnx: None };
         for (file, tensors) in files {
             let index = model.files.len();
-            model.tensors.extend(tensors.into_iter().map(|info| ModelTensor { file: index, info }));
+            let all = file.file.to_bytes();
+            let tensor = |info: TensorInfo| ModelTensor { file: index, data: all.slice(info.bytes.clone()), info, layer: None, axis: None };
+            model.tensors.extend(tensors.into_iter().map(tensor));
             model.files.push(file);
         }
         model
+    }
+
+    /// An ONNX model with these of its constants as tensors.
+    pub(crate) fn of_onnx(onnx: OnnxFile, tensors: Vec<ModelTensor>) -> Self {
+        let source = |file: &Arc<MappedFile>| SourceFile { data_start: file.bytes().len(), file: file.clone(), metadata: Vec::new() };
+        Model {
+            path: onnx.path.clone(),
+            layout: Layout::File,
+            files: onnx.files.iter().map(source).collect(),
+            tensors,
+            companions: Companions::default(),
+            onnx: Some(Box::new(onnx)),
+        }
+    }
+
+    /// The graph, if it is an ONNX model.
+    pub(crate) fn onnx(&self) -> Option<&OnnxFile> {
+        self.onnx.as_deref()
     }
 
     pub(crate) fn with_companions(self, companions: Companions) -> Self {
@@ -131,7 +169,7 @@ impl Model {
 
     /// The stored bytes of a tensor.
     pub fn tensor_bytes(&self, tensor: usize) -> &[u8] {
-        &self.file_of(tensor).bytes()[self.tensors[tensor].info.bytes.clone()]
+        &self.tensors[tensor].data
     }
 
     /// Tensors by name.

@@ -66,7 +66,7 @@ impl Plan {
     /// [`Error::Usage`] if a pattern matches no tensor, an observer does not exist or an axis is out of bounds.
     pub fn new(model: &Model, recipe: &Recipe) -> Result<Self> {
         for (origin, pattern) in recipe.patterns() {
-            if !model.tensors().iter().any(|tensor| pattern.matches(&tensor.info.name)) {
+            if !model.tensors().iter().any(|tensor| tensor.is_matched_by(pattern)) {
                 let error =
                     Error::Usage(format!("{origin} {}: expected at least one tensor to match, found none", show_name(pattern.as_str())));
                 return Err(error.with_hint("`qtool inspect MODEL` lists the names"));
@@ -92,14 +92,15 @@ impl Plan {
 }
 
 fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
-    let info = &model.tensors()[tensor].info;
-    let resolved = recipe.resolve(&info.name);
-    let asked_for = recipe.include.iter().any(|pattern| pattern.matches(&info.name))
+    let stored = &model.tensors()[tensor];
+    let info = &stored.info;
+    let resolved = recipe.resolve(|pattern| stored.is_matched_by(pattern));
+    let asked_for = recipe.include.iter().any(|pattern| stored.is_matched_by(pattern))
         || matches!(resolved.decided_by.and_then(|rule| rule.weights), Some(Weights::Codes(_)));
     if let Some(reason) = unsuitable(info, asked_for) {
         return Ok(Decision::Keep { reason, is_weight: false });
     }
-    if let Some(pattern) = recipe.exclude.iter().find(|pattern| pattern.matches(&info.name)) {
+    if let Some(pattern) = recipe.exclude.iter().find(|pattern| stored.is_matched_by(pattern)) {
         return Ok(Decision::Keep { reason: format!("excluded by {:?}", pattern.as_str()), is_weight: false });
     }
     if !recipe.include.is_empty() && !asked_for {
@@ -114,7 +115,8 @@ fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
     }
     let settings = resolved.settings;
     let rank = info.shape.len();
-    let axis = if settings.axis < 0 { settings.axis + rank as i64 } else { settings.axis };
+    let axis = stored.axis.map_or(settings.axis, |axis| axis as i64);
+    let axis = if axis < 0 { axis + rank as i64 } else { axis };
     let Some(axis) = usize::try_from(axis).ok().filter(|axis| *axis < rank) else {
         let found = format!("axis: expected one of the {rank} dimensions of tensor {}, found {}", show_name(&info.name), settings.axis);
         return Err(Error::Usage(found).with_hint("give such tensors a rule of their own, or --exclude them"));

@@ -258,10 +258,10 @@ impl Recipe {
         serde_json::from_str(&text).map_err(|e| wrong(&e))
     }
 
-    /// The settings for the tensor `name`.
-    pub fn resolve(&self, name: &str) -> Resolved<'_> {
+    /// The settings for a tensor, which `matches` says whether a pattern is about.
+    pub fn resolve(&self, matches: impl Fn(&Pattern) -> bool) -> Resolved<'_> {
         let mut resolved = Resolved { settings: self.settings.clone(), decided_by: None };
-        for rule in self.rules.iter().filter(|rule| rule.pattern.matches(name)) {
+        for rule in self.rules.iter().filter(|rule| matches(&rule.pattern)) {
             rule.apply(&mut resolved.settings);
             if rule.weights.is_some() {
                 resolved.decided_by = Some(rule);
@@ -310,9 +310,9 @@ mod tests {
             "#,
         )
         .unwrap();
-        let body = recipe.resolve("body").settings;
+        let body = recipe.resolve(|pattern| pattern.matches("body")).settings;
         assert_eq!((body.weights, body.granularity, body.observer.name.as_str()), (CodeType::Int4, Granularity::PerGroup(32), "mse"));
-        assert_eq!(recipe.resolve("head").decided_by.unwrap().weights, Some(Weights::Keep));
+        assert_eq!(recipe.resolve(|pattern| pattern.matches("head")).decided_by.unwrap().weights, Some(Weights::Keep));
         let error = toml::from_str::<Recipe>("[[rule]]\nmatch = \"*\"\nwieghts = \"int8\"").unwrap_err().to_string();
         assert!(error.contains("wieghts") && error.contains("line 3"), "{error}");
     }

@@ -6,10 +6,12 @@
 //! truncate must do the same.
 
 use crate::error::{Error, Result};
+use bytes::Bytes;
 use rustix::fs::OFlags;
 use std::fs::{File, FileType, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A file mapped for reading, and what it looked like when it was.
 pub(crate) struct MappedFile {
@@ -61,6 +63,11 @@ impl MappedFile {
         &self.map
     }
 
+    /// The whole content, as bytes that keep the map alive.
+    pub(crate) fn to_bytes(self: &Arc<Self>) -> Bytes {
+        Bytes::from_owner(Shared(self.clone()))
+    }
+
     /// Whether the file at the path is still the one that was opened, with size and modification time as then.
     ///
     /// # Errors
@@ -79,6 +86,14 @@ impl MappedFile {
             then if then.size < now.size => changed("grown"),
             _ => changed("modified"),
         }
+    }
+}
+
+struct Shared(Arc<MappedFile>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
     }
 }
 

@@ -78,7 +78,7 @@ pub(super) fn read_file(file: MappedFile, options: &ReadOptions) -> Result<(Sour
     }
     tensors.sort_by_key(|tensor| (tensor.bytes.start, tensor.bytes.end));
     check_coverage(&path, &tensors, data_start, bytes.len())?;
-    Ok((SourceFile { data_start, metadata, file }, tensors))
+    Ok((SourceFile { data_start, metadata, file: file.into() }, tensors))
 }
 
 fn read_metadata(text: &str) -> Result<Vec<(String, String)>, String> {

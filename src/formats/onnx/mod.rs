@@ -7,7 +7,6 @@ pub(crate) mod wire;
 use super::ReadOptions;
 use super::mmap::MappedFile;
 use crate::error::{Error, Result};
-use bytes::Bytes;
 use proto::{Message, ModelProto};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,16 +36,6 @@ pub(crate) fn recognizes(bytes: &[u8]) -> bool {
 pub(crate) fn open(file: MappedFile, _options: &ReadOptions) -> Result<OnnxFile> {
     let path: &Path = &file.path().to_owned();
     let file = Arc::new(file);
-    let bytes = Bytes::from_owner(SharedMap(file.clone()));
-    let proto = ModelProto::parse(bytes).map_err(|e| Error::malformed(path, format!("ONNX: {e}")))?;
+    let proto = ModelProto::parse(file.to_bytes()).map_err(|e| Error::malformed(path, format!("ONNX: {e}")))?;
     Ok(OnnxFile { path: path.to_owned(), proto, files: vec![file], has_external_data: false })
-}
-
-/// Lets parts of a map be [`Bytes`].
-struct SharedMap(Arc<MappedFile>);
-
-impl AsRef<[u8]> for SharedMap {
-    fn as_ref(&self) -> &[u8] {
-        self.0.bytes()
-    }
 }

@@ -8,6 +8,7 @@ pub mod compare;
 pub mod dequantize;
 pub mod error;
 pub mod formats;
+mod graph;
 pub mod inspect;
 pub mod method;
 pub mod model;

@@ -2,11 +2,60 @@
 //! looks at, each under its field's name and number. All other fields are kept as they were read and written back, after
 //! the known ones.
 //!
-//! Texts are empty where a field is absent, as the specification treats both alike. Fields of a wrong wire type are
-//! refused, not skipped.
+//! Texts are empty where a field is absent, as the specification treats both alike; that an empty text was written is
+//! remembered only to write it again. Fields of a wrong wire type are refused, not skipped. A few bytes of a message can
+//! stand for hundreds in memory, so reading is bounded by a [`Budget`].
 
 use super::wire::{MAX_DEPTH, Out, Value, WireResult, next_field, read_varint};
+use crate::error::show_name;
 use bytes::Bytes;
+use std::cell::Cell;
+
+/// Memory that messages may take when they are read, in bytes, not counting what stays in the map.
+pub(crate) struct Budget {
+    limit: u64,
+    used: Cell<u64>,
+}
+
+impl Budget {
+    /// Room for `limit` bytes.
+    pub(crate) fn new(limit: u64) -> Self {
+        Budget { limit, used: Cell::new(0) }
+    }
+
+    /// What was asked for, if it was more than there is.
+    pub(crate) fn exceeded(&self) -> Option<u64> {
+        Some(self.used.get()).filter(|used| *used > self.limit)
+    }
+
+    fn charge(&self, bytes: usize) -> WireResult<()> {
+        self.used.set(self.used.get().saturating_add(bytes as u64));
+        match self.exceeded() {
+            None => Ok(()),
+            Some(_) => Err(format!("expected messages that take at most {} bytes of memory, found more", self.limit)),
+        }
+    }
+}
+
+/// Default of the memory that messages may take: the graphs of the largest published models need a tenth.
+pub(crate) const MAX_GRAPH_BYTES: u64 = 1 << 30;
+
+/// Where in the tree of messages a field is, and what memory is left.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    depth: usize,
+    budget: &'a Budget,
+}
+
+impl Place<'_> {
+    fn inner(self) -> Self {
+        Place { depth: self.depth + 1, ..self }
+    }
+
+    fn charge(self, bytes: usize) -> WireResult<()> {
+        self.budget.charge(bytes)
+    }
+}
 
 /// A message: fields are merged into it one by one.
 pub(crate) trait Message: Default {
@@ -14,7 +63,7 @@ pub(crate) trait Message: Default {
     const NAME: &'static str;
 
     /// Takes in one field; false if it is unknown.
-    fn merge_field(&mut self, number: u32, value: Value, depth: usize) -> WireResult<bool>;
+    fn merge_field(&mut self, number: u32, value: Value, place: Place<'_>) -> WireResult<bool>;
 
     /// Keeps a field as it was read.
     fn keep_unknown(&mut self, raw: Bytes);
@@ -28,30 +77,41 @@ pub(crate) trait Message: Default {
     fn encode(&self, out: &mut Out);
 
     /// Merges all fields of `bytes`.
-    fn merge(&mut self, mut bytes: Bytes, depth: usize) -> WireResult<()> {
-        if depth > MAX_DEPTH {
+    fn merge(&mut self, mut bytes: Bytes, place: Place<'_>) -> WireResult<()> {
+        if place.depth > MAX_DEPTH {
             return Err(format!("expected messages to nest at most {MAX_DEPTH} deep, found more"));
         }
         while let Some(field) = next_field(&mut bytes)? {
-            if !self.merge_field(field.number, field.value, depth)? {
+            if !self.merge_field(field.number, field.value, place)? {
+                place.charge(size_of::<Bytes>())?;
                 self.keep_unknown(field.raw);
             }
         }
         self.check()
     }
 
-    /// Reads a message from its bytes.
+    /// Reads a message from its bytes, within the default budget.
     fn parse(bytes: Bytes) -> WireResult<Self> {
+        Self::parse_within(bytes, &Budget::new(MAX_GRAPH_BYTES))
+    }
+
+    /// Reads a message from its bytes, within `budget`.
+    fn parse_within(bytes: Bytes, budget: &Budget) -> WireResult<Self> {
         let mut message = Self::default();
-        message.merge(bytes, 1)?;
+        message.merge(bytes, Place { depth: 1, budget })?;
         Ok(message)
     }
 }
 
 /// A field of some Rust type: how occurrences are merged, and how it is written.
 trait Field {
-    fn merge(&mut self, value: Value, depth: usize) -> WireResult<()>;
+    fn merge(&mut self, value: Value, place: Place<'_>) -> WireResult<()>;
     fn encode(&self, number: u32, out: &mut Out);
+
+    /// Whether it is a text without characters, which is written only if it was read.
+    fn is_empty_text(&self) -> bool {
+        false
+    }
 }
 
 fn bytes_of(value: Value) -> WireResult<Bytes> {
@@ -68,16 +128,22 @@ fn varint_of(value: Value) -> WireResult<i64> {
     }
 }
 
-fn text_of(value: Value) -> WireResult<String> {
+fn text_of(value: Value, place: Place<'_>) -> WireResult<String> {
     let bytes = bytes_of(value)?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| format!("expected text in UTF-8, found {:?}", String::from_utf8_lossy(&bytes)))?;
+    let text = std::str::from_utf8(&bytes);
+    let text = text.map_err(|_| format!("expected text in UTF-8, found {}", show_name(&String::from_utf8_lossy(&bytes))))?;
+    place.charge(size_of::<String>() + text.len())?;
     Ok(text.to_owned())
 }
 
 impl Field for String {
-    fn merge(&mut self, value: Value, _depth: usize) -> WireResult<()> {
-        *self = text_of(value)?;
+    fn merge(&mut self, value: Value, place: Place<'_>) -> WireResult<()> {
+        *self = text_of(value, place)?;
         Ok(())
+    }
+
+    fn is_empty_text(&self) -> bool {
+        self.is_empty()
     }
 
     fn encode(&self, number: u32, out: &mut Out) {
@@ -88,8 +154,8 @@ impl Field for String {
 }
 
 impl Field for Vec<String> {
-    fn merge(&mut self, value: Value, _depth: usize) -> WireResult<()> {
-        self.push(text_of(value)?);
+    fn merge(&mut self, value: Value, place: Place<'_>) -> WireResult<()> {
+        self.push(text_of(value, place)?);
         Ok(())
     }
 
@@ -99,7 +165,7 @@ impl Field for Vec<String> {
 }
 
 impl Field for Option<i64> {
-    fn merge(&mut self, value: Value, _depth: usize) -> WireResult<()> {
+    fn merge(&mut self, value: Value, _place: Place<'_>) -> WireResult<()> {
         *self = Some(varint_of(value)?);
         Ok(())
     }
@@ -113,7 +179,7 @@ impl Field for Option<i64> {
 }
 
 impl Field for Option<f32> {
-    fn merge(&mut self, value: Value, _depth: usize) -> WireResult<()> {
+    fn merge(&mut self, value: Value, _place: Place<'_>) -> WireResult<()> {
         match value {
             Value::Fixed32(bytes) => *self = Some(f32::from_le_bytes(bytes)),
             other => return Err(format!("expected four bytes, found {}", other.kind())),
@@ -131,17 +197,21 @@ impl Field for Option<f32> {
 
 /// Packed or one by one; written one by one, as `onnx.proto` declares them.
 impl Field for Vec<i64> {
-    fn merge(&mut self, value: Value, _depth: usize) -> WireResult<()> {
+    fn merge(&mut self, value: Value, place: Place<'_>) -> WireResult<()> {
         match value {
             Value::Bytes(packed) => {
                 let mut rest = &packed[..];
                 while !rest.is_empty() {
                     let (value, len) = read_varint(rest)?;
+                    place.charge(size_of::<i64>())?;
                     self.push(value.cast_signed());
                     rest = &rest[len..];
                 }
             }
-            value => self.push(varint_of(value)?),
+            value => {
+                place.charge(size_of::<i64>())?;
+                self.push(varint_of(value)?);
+            }
         }
         Ok(())
     }
@@ -156,14 +226,18 @@ impl Field for Vec<i64> {
 
 /// Packed or one by one; written one by one, as `onnx.proto` declares them.
 impl Field for Vec<f32> {
-    fn merge(&mut self, value: Value, _depth: usize) -> WireResult<()> {
+    fn merge(&mut self, value: Value, place: Place<'_>) -> WireResult<()> {
         match value {
-            Value::Fixed32(bytes) => self.push(f32::from_le_bytes(bytes)),
+            Value::Fixed32(bytes) => {
+                place.charge(size_of::<f32>())?;
+                self.push(f32::from_le_bytes(bytes));
+            }
             Value::Bytes(packed) => {
                 let (values, rest) = packed.as_chunks::<4>();
                 if !rest.is_empty() {
                     return Err(format!("expected packed floats of 4 bytes each, found {} bytes", packed.len()));
                 }
+                place.charge(packed.len())?;
                 self.extend(values.iter().map(|bytes| f32::from_le_bytes(*bytes)));
             }
             other => return Err(format!("expected floats, found {}", other.kind())),
@@ -180,7 +254,7 @@ impl Field for Vec<f32> {
 }
 
 impl Field for Option<Bytes> {
-    fn merge(&mut self, value: Value, _depth: usize) -> WireResult<()> {
+    fn merge(&mut self, value: Value, _place: Place<'_>) -> WireResult<()> {
         *self = Some(bytes_of(value)?);
         Ok(())
     }
@@ -193,7 +267,8 @@ impl Field for Option<Bytes> {
 }
 
 impl Field for Vec<Bytes> {
-    fn merge(&mut self, value: Value, _depth: usize) -> WireResult<()> {
+    fn merge(&mut self, value: Value, place: Place<'_>) -> WireResult<()> {
+        place.charge(size_of::<Bytes>())?;
         self.push(bytes_of(value)?);
         Ok(())
     }
@@ -204,10 +279,11 @@ impl Field for Vec<Bytes> {
 }
 
 impl<M: Message> Field for Vec<M> {
-    fn merge(&mut self, value: Value, depth: usize) -> WireResult<()> {
+    fn merge(&mut self, value: Value, place: Place<'_>) -> WireResult<()> {
         let mut message = M::default();
         let index = self.len();
-        message.merge(bytes_of(value)?, depth + 1).map_err(|e| within::<M>(index, e))?;
+        place.charge(size_of::<M>())?;
+        message.merge(bytes_of(value)?, place.inner()).map_err(|e| within::<M>(index, e))?;
         self.push(message);
         Ok(())
     }
@@ -218,8 +294,9 @@ impl<M: Message> Field for Vec<M> {
 }
 
 impl<M: Message> Field for Option<Box<M>> {
-    fn merge(&mut self, value: Value, depth: usize) -> WireResult<()> {
-        self.get_or_insert_default().merge(bytes_of(value)?, depth + 1)
+    fn merge(&mut self, value: Value, place: Place<'_>) -> WireResult<()> {
+        place.charge(size_of::<M>())?;
+        self.get_or_insert_default().merge(bytes_of(value)?, place.inner())
     }
 
     fn encode(&self, number: u32, out: &mut Out) {
@@ -242,7 +319,7 @@ pub(crate) enum Payload {
 }
 
 impl Field for Option<Payload> {
-    fn merge(&mut self, value: Value, _depth: usize) -> WireResult<()> {
+    fn merge(&mut self, value: Value, _place: Place<'_>) -> WireResult<()> {
         *self = Some(Payload::Bytes(bytes_of(value)?));
         Ok(())
     }
@@ -288,7 +365,7 @@ impl<const WIDTH: usize> Packed<WIDTH> {
 }
 
 impl<const WIDTH: usize> Field for Packed<WIDTH> {
-    fn merge(&mut self, value: Value, _depth: usize) -> WireResult<()> {
+    fn merge(&mut self, value: Value, place: Place<'_>) -> WireResult<()> {
         let more = match value {
             Value::Bytes(packed) if WIDTH == 0 || packed.len().is_multiple_of(WIDTH) => packed,
             Value::Bytes(packed) => return Err(format!("expected packed values of {WIDTH} bytes each, found {} bytes", packed.len())),
@@ -302,13 +379,18 @@ impl<const WIDTH: usize> Field for Packed<WIDTH> {
             other => return Err(format!("expected packed values, found {}", other.kind())),
         };
         if self.0.is_empty() {
+            place.charge(size_of::<Bytes>())?;
             self.0 = more;
         } else {
             // Only one unique owner grows in place, which is the case for values stored one by one.
             let mut all = match std::mem::take(&mut self.0).try_into_mut() {
                 Ok(unique) => unique,
-                Err(shared) => bytes::BytesMut::from(&shared[..]),
+                Err(shared) => {
+                    place.charge(shared.len())?;
+                    bytes::BytesMut::from(&shared[..])
+                }
             };
+            place.charge(more.len())?;
             all.extend_from_slice(&more);
             self.0 = all.freeze();
         }
@@ -323,26 +405,35 @@ impl<const WIDTH: usize> Field for Packed<WIDTH> {
 }
 
 macro_rules! message {
-    ($(#[$meta:meta])* $name:ident { $($field:ident: $type:ty = $number:literal,)* } $(check $check:expr;)?) => {
+    ($(#[$meta:meta])* $name:ident { $($field:ident: $type:ty = $number:literal,)* } $(each $each:expr;)? $(check $check:expr;)?) => {
         $(#[$meta])*
         #[derive(Clone, Debug, Default)]
         pub(crate) struct $name {
             $(pub $field: $type,)*
             /// All other fields, as they were read.
             pub unknown: Vec<Bytes>,
+            /// Fields, as bits by their number, that were read as an empty text.
+            pub written_empty: u32,
         }
 
         impl Message for $name {
             const NAME: &'static str = stringify!($name);
 
-            fn merge_field(&mut self, number: u32, value: Value, depth: usize) -> WireResult<bool> {
+            fn merge_field(&mut self, number: u32, value: Value, place: Place<'_>) -> WireResult<bool> {
                 match number {
-                    $($number => self.$field.merge(value, depth).map_err(|e| match e.len() {
-                        0..400 => format!(concat!(stringify!($field), ": {}"), e),
-                        _ => e,
-                    })?,)*
+                    $($number => {
+                        self.$field.merge(value, place).map_err(|e| match e.len() {
+                            0..400 => format!(concat!(stringify!($field), ": {}"), e),
+                            _ => e,
+                        })?;
+                        self.written_empty |= u32::from(self.$field.is_empty_text()) << $number;
+                    })*
                     _ => return Ok(false),
                 }
+                $(
+                    let each: fn(&Self, u32) -> WireResult<()> = $each;
+                    each(self, number)?;
+                )?
                 Ok(true)
             }
 
@@ -356,7 +447,12 @@ macro_rules! message {
             })?
 
             fn encode(&self, out: &mut Out) {
-                $(self.$field.encode($number, out);)*
+                $(
+                    self.$field.encode($number, out);
+                    if self.$field.is_empty_text() && self.written_empty & 1 << $number != 0 {
+                        out.field_bytes($number, b"");
+                    }
+                )*
                 self.unknown.iter().for_each(|raw| out.shared(raw));
             }
         }
@@ -391,6 +487,13 @@ message! {
         output: Vec<ValueInfoProto> = 12,
         value_info: Vec<ValueInfoProto> = 13,
     }
+    each |graph, number| match graph.initializer.last() {
+        // At once, because each empty one takes two bytes of the file and hundreds of memory.
+        Some(tensor) if number == 5 && tensor.name.is_empty() => {
+            Err(format!("initializer: TensorProto {}: name: expected one, found none", graph.initializer.len() - 1))
+        }
+        _ => Ok(()),
+    };
 }
 
 message! {
@@ -464,7 +567,14 @@ message! {
     TypeProto {
         tensor_type: Option<Box<TensorTypeProto>> = 1,
     }
+    check |kind| match kind.tensor_type.is_some() && OTHER_TYPES.iter().any(|number| unknown_field(&kind.unknown, *number).is_some()) {
+        true => Err("expected one type, found several".into()),
+        false => Ok(()),
+    };
 }
+
+/// Fields of TypeProto that say the same as `tensor_type` of other types.
+const OTHER_TYPES: &[u32] = &[4, 5, 7, 8, 9];
 
 message! {
     /// Element type and shape.
@@ -487,6 +597,38 @@ message! {
         dim_value: Option<i64> = 1,
         dim_param: String = 2,
     }
+    check |dim| match dim.dim_value.is_some() && (!dim.dim_param.is_empty() || dim.written_empty != 0) {
+        true => Err("expected a number or a name, found both".into()),
+        false => Ok(()),
+    };
+}
+
+message! {
+    /// A constant of few values other than zero. Where other messages hold one, it stays unread.
+    SparseTensorProto {
+        values: Option<Box<TensorProto>> = 1,
+        indices: Option<Box<TensorProto>> = 2,
+        dims: Vec<i64> = 3,
+    }
+}
+
+message! {
+    /// Graphs for training. Where ModelProto holds one, it stays unread.
+    TrainingInfoProto {
+        initialization: Option<Box<GraphProto>> = 1,
+        algorithm: Option<Box<GraphProto>> = 2,
+    }
+}
+
+/// Contents of all fields of a number, among those that are kept as they were read.
+pub(crate) fn unknown_fields(unknown: &[Bytes], number: u32) -> impl Iterator<Item = Value> + '_ {
+    let field = |raw: &Bytes| next_field(&mut raw.clone()).ok().flatten();
+    unknown.iter().filter_map(field).filter(move |field| field.number == number).map(|field| field.value)
+}
+
+/// Content of the last field of a number, among those that are kept as they were read.
+pub(crate) fn unknown_field(unknown: &[Bytes], number: u32) -> Option<Value> {
+    unknown_fields(unknown, number).last()
 }
 
 message! {

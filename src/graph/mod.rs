@@ -3,3 +3,5 @@
 pub(crate) mod edits;
 pub(crate) mod index;
 pub(crate) mod names;
+pub(crate) mod prepare;
+pub(crate) mod version;

@@ -137,7 +137,7 @@ fn contained(dir: &Path, name: &str, options: &ReadOptions) -> Result<PathBuf> {
     Err(Error::malformed(&path, found).with_hint("pass --follow-symlinks if you trust where it leads"))
 }
 
-fn is_inside(dir: &Path, real: &Path) -> Result<bool> {
+pub(super) fn is_inside(dir: &Path, real: &Path) -> Result<bool> {
     let root = dir.canonicalize().map_err(|e| Error::io(dir, "open", e))?;
     // In the Hugging Face cache, `REPOSITORY/snapshots/REVISION/FILE` links to `REPOSITORY/blobs/HASH`.
     let blobs =

@@ -28,13 +28,25 @@ pub struct ReadOptions {
     pub max_name_bytes: u64,
     /// Most shards of a model. Default: 100,000.
     pub max_shards: u64,
+    /// Most nodes, and most initializers, of an ONNX model. Default: 1,000,000.
+    pub max_nodes: u64,
+    /// Memory that an ONNX graph may take, weights aside, in bytes. Default: 1 GiB, ten times what large models need.
+    pub max_graph_bytes: u64,
     /// Whether symbolic links may lead out of a model's directory. Default: no.
     pub follow_symlinks: bool,
 }
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        ReadOptions { max_header_bytes: 100_000_000, max_rank: 64, max_name_bytes: 1 << 20, max_shards: 100_000, follow_symlinks: false }
+        ReadOptions {
+            max_header_bytes: 100_000_000,
+            max_rank: 64,
+            max_name_bytes: 1 << 20,
+            max_shards: 100_000,
+            max_nodes: 1_000_000,
+            max_graph_bytes: onnx::proto::MAX_GRAPH_BYTES,
+            follow_symlinks: false,
+        }
     }
 }
 

@@ -1,5 +1,9 @@
 //! ONNX models: <https://onnx.ai>.
 
+mod check;
+mod external;
+mod operators;
+mod order;
 pub(crate) mod proto;
 pub(crate) mod tensor;
 pub(crate) mod wire;
@@ -7,7 +11,8 @@ pub(crate) mod wire;
 use super::ReadOptions;
 use super::mmap::MappedFile;
 use crate::error::{Error, Result};
-use proto::{Message, ModelProto};
+use bytes::Bytes;
+use proto::{Budget, Message, ModelProto};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,14 +33,42 @@ pub(crate) fn recognizes(bytes: &[u8]) -> bool {
     matches!((tag >> 3, tag & 7), (1 | 5, 0) | (2..=4 | 6..=8 | 14 | 20 | 25, 2))
 }
 
-/// Reads and checks a model.
+/// Reads and checks a model, and finds the values of its constants wherever they lie.
 ///
 /// # Errors
 ///
-/// [`Error::Malformed`] or [`Error::Tensor`] if it is not a valid model.
-pub(crate) fn open(file: MappedFile, _options: &ReadOptions) -> Result<OnnxFile> {
-    let path: &Path = &file.path().to_owned();
-    let file = Arc::new(file);
-    let proto = ModelProto::parse(file.to_bytes()).map_err(|e| Error::malformed(path, format!("ONNX: {e}")))?;
-    Ok(OnnxFile { path: path.to_owned(), proto, files: vec![file], has_external_data: false })
+/// [`Error::Malformed`] or [`Error::Tensor`] if it is not a valid model, [`Error::Limit`] if it exceeds one of `options`,
+/// [`Error::Io`] if a file that it refers to cannot be read.
+pub(crate) fn open(file: MappedFile, options: &ReadOptions) -> Result<OnnxFile> {
+    let mut files = vec![Arc::new(file)];
+    let path = files[0].path().to_owned();
+    let mut proto = parse(&path, files[0].to_bytes(), options)?;
+    let has_external_data = external::resolve(&mut proto, &mut files, options)?;
+    check::check(&path, &proto, options)?;
+    Ok(OnnxFile { path, proto, files, has_external_data })
 }
+
+fn parse(path: &Path, bytes: Bytes, options: &ReadOptions) -> Result<ModelProto> {
+    let budget = Budget::new(options.max_graph_bytes);
+    ModelProto::parse_within(bytes, &budget).map_err(|e| match budget.exceeded() {
+        Some(found) => {
+            let what = "bytes of memory for the graph, weights aside".into();
+            Error::Limit { file: path.to_owned(), what, limit: options.max_graph_bytes, found }
+        }
+        None => Error::malformed(path, format!("ONNX: {e}")),
+    })
+}
+
+/// Reads back a model that was just written: that it is a message, with its values in place.
+///
+/// # Errors
+///
+/// [`Error::Malformed`] if it is not.
+pub(crate) fn check_written(file: MappedFile) -> Result<()> {
+    let path = file.path().to_owned();
+    let bytes = Arc::new(file).to_bytes();
+    ModelProto::parse(bytes).map(drop).map_err(|e| Error::malformed(&path, format!("ONNX: {e}")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -283,7 +283,7 @@ impl<M: Message> Field for Vec<M> {
         let mut message = M::default();
         let index = self.len();
         place.charge(size_of::<M>())?;
-        message.merge(bytes_of(value)?, place.inner()).map_err(|e| within::<M>(index, e))?;
+        message.merge(bytes_of(value)?, place.inner()).map_err(|e| within(&format!("{} {index}", M::NAME), e))?;
         self.push(message);
         Ok(())
     }
@@ -306,9 +306,9 @@ impl<M: Message> Field for Option<Box<M>> {
     }
 }
 
-/// Says where an error is, unless it says so already or is about too deep a place.
-fn within<M: Message>(index: usize, error: String) -> String {
-    if error.len() > 400 || error.contains("nest at most") { error } else { format!("{} {index}: {error}", M::NAME) }
+/// Says where an error is, unless it says so at length already or is about too deep a place.
+fn within(place: &str, error: String) -> String {
+    if error.len() > 400 || error.contains("nest at most") { error } else { format!("{place}: {error}") }
 }
 
 /// Stored bytes, or bytes that are known when the file is written.
@@ -422,10 +422,7 @@ macro_rules! message {
             fn merge_field(&mut self, number: u32, value: Value, place: Place<'_>) -> WireResult<bool> {
                 match number {
                     $($number => {
-                        self.$field.merge(value, place).map_err(|e| match e.len() {
-                            0..400 => format!(concat!(stringify!($field), ": {}"), e),
-                            _ => e,
-                        })?;
+                        self.$field.merge(value, place).map_err(|e| within(stringify!($field), e))?;
                         self.written_empty |= u32::from(self.$field.is_empty_text()) << $number;
                     })*
                     _ => return Ok(false),

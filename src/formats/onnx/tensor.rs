@@ -1,6 +1,7 @@
 //! TensorProto: element types, shapes, and values as little-endian bytes wherever the message stores them.
 
-use super::proto::{Packed, Payload, TensorProto};
+use super::proto::{Payload, TensorProto};
+use crate::formats::shorten;
 use crate::tensor::Dtype;
 use bytes::Bytes;
 
@@ -126,7 +127,7 @@ impl TensorProto {
         let bits = self.element_type()?.bits.max(8);
         match product.and_then(|elements| packed_bytes(bits, elements)).filter(|bytes| isize::try_from(*bytes).is_ok()) {
             Some(_) => Ok(shape),
-            None => Err(format!("dims: expected a size that fits, found {:?}", self.dims)),
+            None => Err(format!("dims: expected a size that fits, found {}", self.shown_dims())),
         }
     }
 
@@ -148,34 +149,77 @@ impl TensorProto {
     /// many as its dimensions say. Also for text, for values that are stored in another file and for values that are not
     /// computed yet.
     pub(crate) fn contents(&self) -> Result<Bytes, String> {
+        let element = self.element_type()?;
+        if element.code == STRING {
+            return Err("values: expected numbers, found text".into());
+        }
+        let bytes = match self.value_field()? {
+            None => Bytes::new(),
+            Some("raw_data") => self.raw_bytes()?.clone(),
+            Some(_) => self.typed_values(element)?,
+        };
+        self.check_length(bytes.len())?;
+        Ok(bytes)
+    }
+
+    /// Whether the values are as many as the dimensions say, in the field that the type prescribes, and fit the type. For
+    /// numbers, [`TensorProto::contents`] succeeds if this does; nothing is copied here.
+    ///
+    /// # Errors
+    ///
+    /// As [`TensorProto::contents`].
+    pub(crate) fn check_contents(&self) -> Result<(), String> {
+        let element = self.element_type()?;
+        let found = match self.value_field()? {
+            None => 0,
+            Some("raw_data") => self.raw_bytes()?.len(),
+            Some("float_data") => self.float_data.bytes().len(),
+            Some("double_data") => self.double_data.bytes().len(),
+            Some("string_data") => {
+                let (needed, found) = (self.elements()?, self.string_data.len());
+                return if needed == found { Ok(()) } else { Err(format!("values: expected {needed} texts, found {found}")) };
+            }
+            Some(_) => self.numbers(element).try_fold(0, |found, value| value.map(|_| found + stored_bytes(element)))?,
+        };
+        self.check_length(found)
+    }
+
+    /// The field that the values are in, which is the right one for the type; `None` only for a tensor without elements.
+    fn value_field(&self) -> Result<Option<&'static str>, String> {
         let (element, elements) = (self.element_type()?, self.elements()?);
         if self.data_location == Some(EXTERNAL) || !self.external_data.is_empty() {
             return Err("values: expected them in this file, found a reference to another".into());
         }
-        if element.code == STRING {
-            return Err("values: expected numbers, found text".into());
-        }
-        let fields = self.value_fields();
-        if let [first, second, ..] = fields[..] {
-            return Err(format!("values: expected one of the data fields, found {first} and {second}"));
-        }
-        let needed = packed_bytes(element.bits, elements).ok_or("dims: expected a size that fits")?;
         let typed = typed_field(element.code);
-        let bytes = match fields.first() {
-            None if elements == 0 => Bytes::new(),
-            None => return Err(format!("values: expected {needed} bytes, found none")),
-            Some(&"raw_data") => match &self.raw_data {
-                Some(Payload::Bytes(bytes)) => bytes.clone(),
-                _ => return Err("values: expected them to be known, found some yet to be computed".into()),
-            },
-            Some(&field) if field == typed => self.typed_values(element)?,
-            Some(field) => return Err(format!("values: expected raw_data or {typed} for {}, found {field}", element.name)),
-        };
-        if bytes.len() != needed {
-            let found = bytes.len();
-            return Err(format!("values: expected {needed} bytes for {} {:?}, found {found}", element.name, self.dims));
+        match self.value_fields()[..] {
+            [first, second, ..] => Err(format!("values: expected one of the data fields, found {first} and {second}")),
+            [field] if field == typed || (field == "raw_data" && element.code != STRING) => Ok(Some(field)),
+            [field] if element.code == STRING => Err(format!("values: expected {typed} for {}, found {field}", element.name)),
+            [field] => Err(format!("values: expected raw_data or {typed} for {}, found {field}", element.name)),
+            [] if elements == 0 => Ok(None),
+            [] => Err(format!("values: expected {elements} of {} {}, found none", element.name, self.shown_dims())),
         }
-        Ok(bytes)
+    }
+
+    fn raw_bytes(&self) -> Result<&Bytes, String> {
+        match &self.raw_data {
+            Some(Payload::Bytes(bytes)) => Ok(bytes),
+            _ => Err("values: expected them to be known, found some yet to be computed".into()),
+        }
+    }
+
+    fn check_length(&self, found: usize) -> Result<(), String> {
+        let element = self.element_type()?;
+        let needed = packed_bytes(element.bits, self.elements()?).ok_or("dims: expected a size that fits")?;
+        match needed == found {
+            true => Ok(()),
+            false => Err(format!("values: expected {needed} bytes for {} {}, found {found}", element.name, self.shown_dims())),
+        }
+    }
+
+    /// The dimensions for a message.
+    pub(super) fn shown_dims(&self) -> String {
+        shorten(&format!("{:?}", self.dims))
     }
 
     /// The values as f32, for float types that decode.
@@ -208,7 +252,7 @@ impl TensorProto {
     }
 
     /// The data fields that hold something.
-    fn value_fields(&self) -> Vec<&'static str> {
+    pub(super) fn value_fields(&self) -> Vec<&'static str> {
         let filled = [
             ("raw_data", self.raw_data.is_some()),
             ("float_data", !self.float_data.is_empty()),
@@ -222,22 +266,44 @@ impl TensorProto {
     }
 
     fn typed_values(&self, element: &ElementType) -> Result<Bytes, String> {
-        let narrow = |values: &Packed<0>, width: usize| -> Result<Bytes, String> {
-            let mut bytes = Vec::new();
-            for value in values.varints() {
-                bytes.extend_from_slice(&value?.to_le_bytes()[..width]);
-            }
-            Ok(bytes.into())
-        };
         match typed_field(element.code) {
             "float_data" => Ok(self.float_data.bytes().clone()),
             "double_data" => Ok(self.double_data.bytes().clone()),
-            "int64_data" => narrow(&self.int64_data, 8),
-            "uint64_data" => narrow(&self.uint64_data, element.bits / 8),
-            // Elements of less than a byte are packed already, a byte to a number.
-            _ => narrow(&self.int32_data, element.bits.div_ceil(8)),
+            _ => {
+                let mut bytes = Vec::new();
+                for value in self.numbers(element) {
+                    bytes.extend_from_slice(&value?.to_le_bytes()[..stored_bytes(element)]);
+                }
+                Ok(bytes.into())
+            }
         }
     }
+
+    /// The numbers of the varint field that the type prescribes, each of which fits the type.
+    fn numbers(&self, element: &ElementType) -> impl Iterator<Item = Result<i64, String>> + '_ {
+        let field = typed_field(element.code);
+        let varints = match field {
+            "int64_data" => &self.int64_data,
+            "uint64_data" => &self.uint64_data,
+            _ => &self.int32_data,
+        };
+        let bits = 8 * stored_bytes(element);
+        let fits = move |value: i64| match bits {
+            64 => true,
+            // A signed type's bits are also found as an unsigned number, and the other way round.
+            _ if field == "int32_data" => (-(1 << (bits - 1))..1 << bits).contains(&value),
+            _ => (0..1 << bits).contains(&value),
+        };
+        varints.varints().map(move |value| {
+            let value = value?.cast_signed();
+            if fits(value) { Ok(value) } else { Err(format!("values: {field}: expected numbers of {bits} bits, found {value}")) }
+        })
+    }
+}
+
+/// Bytes that a number of a varint field stands for. Elements of less than a byte are packed already, a byte to a number.
+fn stored_bytes(element: &ElementType) -> usize {
+    element.bits.div_ceil(8)
 }
 
 /// The field that holds the values of a type where `raw_data` does not.

@@ -59,7 +59,9 @@ pub(crate) fn next_field(message: &mut Bytes) -> WireResult<Option<RawField>> {
             let len = take_varint(message)?;
             let available = message.len();
             let len = usize::try_from(len).ok().filter(|len| *len <= available);
-            Value::Bytes(message.split_to(len.ok_or_else(|| format!("field {number}: expected a length of at most {available}, found more"))?))
+            Value::Bytes(
+                message.split_to(len.ok_or_else(|| format!("field {number}: expected a length of at most {available}, found more"))?),
+            )
         }
         5 => Value::Fixed32(take_array(message)?),
         other => return Err(format!("field {number}: expected wire type 0, 1, 2 or 5, found {other}")),
@@ -104,7 +106,10 @@ pub(crate) enum Segment {
     Owned(Vec<u8>),
     Shared(Bytes),
     /// `len` bytes that are known later; `id` says which.
-    Deferred { id: usize, len: u64 },
+    Deferred {
+        id: usize,
+        len: u64,
+    },
 }
 
 impl Segment {

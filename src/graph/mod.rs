@@ -4,4 +4,5 @@ pub(crate) mod edits;
 pub(crate) mod index;
 pub(crate) mod names;
 pub(crate) mod prepare;
+pub(crate) mod sweep;
 pub(crate) mod version;

@@ -5,7 +5,7 @@
 //! 3. [`fold`]: what is computed from constants alone becomes a constant, if it is small or only another view of one;
 //! 4. [`affine`]: BatchNormalization, and Mul, Add, Sub and Div by a constant for each channel, are folded into the
 //!    convolution or matrix product beside them;
-//! 5. [`sweep`]: what nothing uses any more goes. What the model had unused from the start stays.
+//! 5. [`sweep`](super::sweep): what nothing uses any more goes. What the model had unused from the start stays.
 //!
 //! Quantizing profits because weights, biases and limits are found where they are used, and because an integer kernel
 //! computes what a float kernel computed after it. Nodes keep their names; a folded node leaves the name of its output to
@@ -19,13 +19,13 @@ mod bodies;
 mod constants;
 mod fold;
 mod pass_through;
-mod sweep;
 mod weights;
 
 #[cfg(test)]
 mod tests;
 
 use super::names::Names;
+use super::sweep;
 use super::version::raise_ir;
 use crate::formats::onnx::proto::{GraphProto, ModelProto, TensorProto};
 use std::collections::BTreeMap;

@@ -1,11 +1,11 @@
 //! Removes nodes and initializers that nothing uses any more.
 
+use super::index::GraphIndex;
 use crate::formats::onnx::proto::GraphProto;
-use crate::graph::index::GraphIndex;
 use std::collections::HashSet;
 
 /// Values that nothing uses: neither a node, nor a body, nor the graph's caller.
-pub(super) fn unused(graph: &GraphProto) -> HashSet<String> {
+pub(crate) fn unused(graph: &GraphProto) -> HashSet<String> {
     let index = GraphIndex::new(graph);
     let produced = graph.node.iter().flat_map(|node| &node.output).filter(|name| !name.is_empty());
     let stored = graph.initializer.iter().map(|tensor| &tensor.name);
@@ -18,7 +18,7 @@ fn is_unused(index: &GraphIndex<'_>, name: &str) -> bool {
 
 /// Removes nodes and initializers that nothing uses, except those that nothing used `before` either, and what was known
 /// of the types of values that have gone.
-pub(super) fn remove(graph: &mut GraphProto, before: &HashSet<String>) {
+pub(crate) fn remove(graph: &mut GraphProto, before: &HashSet<String>) {
     loop {
         let index = GraphIndex::new(graph);
         let goes = |name: &String| is_unused(&index, name) && !before.contains(name);

@@ -10,7 +10,7 @@ use crate::outputs::container::{self, Entry, Order};
 use crate::outputs::quantized::QuantizedModel;
 use crate::outputs::sidecar::index_document;
 use crate::outputs::target::{Destination, Target};
-use crate::outputs::{Content, FileLayout, OutputLayout};
+use crate::outputs::{Content, FileKind, FileLayout, OutputLayout};
 use crate::stream::{self, Jobs, Progress, Scratch};
 use crate::tensor::encode_f32;
 use serde_json::{Map, json};
@@ -38,7 +38,8 @@ pub fn dequantize(
 ) -> Result<PathBuf> {
     let quantized = QuantizedModel::open(quantized, read)?;
     let layout = lay_out(&quantized);
-    let target = Target::choose(destination, &quantized.model, TAG, false, layout.bytes())?;
+    let target = Target::choose(destination, &quantized.model, TAG, false)?;
+    target.check_space(layout.bytes())?;
     progress.begin(layout.bytes());
     let fill = &mut |file: &std::fs::File, path: &Path, layout: &FileLayout| {
         stream::run(&DequantizeJobs::new(&quantized, layout), file, path, &layout.header, threads, progress)
@@ -64,7 +65,8 @@ fn lay_out(quantized: &QuantizedModel) -> OutputLayout {
         }
         let container = container::lay_out(&entries, source.metadata(), Order::AsGiven);
         let contents = tensors.into_iter().map(Content::Source).zip(container.places).collect();
-        FileLayout { name: source.name().into_owned(), header: container.header, contents, len: container.len }
+        let name = source.name().into_owned();
+        FileLayout { name, header: container.header, contents, len: container.len, kind: FileKind::Safetensors }
     };
     let files = model.files().iter().enumerate().map(file_layout).collect();
     OutputLayout { files, documents: index_document(model, weight_map, total_size).into_iter().collect() }

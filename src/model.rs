@@ -3,7 +3,8 @@
 use crate::error::{Error, Result};
 use crate::formats::Companions;
 use crate::formats::mmap::MappedFile;
-use crate::formats::onnx::OnnxFile;
+use crate::graph::onnx_model::OnnxModel;
+use crate::quant::scheme::Convention;
 use crate::recipe::Pattern;
 use crate::tensor::{Dtype, TensorInfo, decode_f32};
 use bytes::Bytes;
@@ -69,16 +70,44 @@ pub struct ModelTensor {
     pub info: TensorInfo,
     /// Its stored bytes: a part of the file's map, or made of such parts while the model was prepared.
     pub(crate) data: Bytes,
-    /// Name of the operator that it is a weight of, where the format says.
-    pub(crate) layer: Option<String>,
-    /// Its channel axis, where the format says.
-    pub(crate) axis: Option<usize>,
+    /// What the format says it is for.
+    pub(crate) role: Role,
+}
+
+/// What a tensor is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The format does not say.
+    Unknown,
+    /// A weight.
+    Weight {
+        /// Name of the (first) operator that takes it.
+        layer: String,
+        /// That operator.
+        op: String,
+        /// The axis of output channels; `None` if operators disagree.
+        axis: Option<usize>,
+    },
+    /// Not a weight, or none that can be quantized.
+    Other {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Role {
+    pub(crate) fn axis(&self) -> Option<usize> {
+        match self {
+            Role::Weight { axis, .. } => *axis,
+            _ => None,
+        }
+    }
 }
 
 impl ModelTensor {
     /// Whether a pattern is about it: by its own name, or by that of its layer.
     pub(crate) fn is_matched_by(&self, pattern: &Pattern) -> bool {
-        pattern.matches(&self.info.name) || self.layer.as_ref().is_some_and(|layer| pattern.matches(layer))
+        pattern.matches(&self.info.name) || matches!(&self.role, Role::Weight { layer, .. } if pattern.matches(layer))
     }
 }
 
@@ -89,7 +118,7 @@ pub struct Model {
     files: Vec<SourceFile>,
     tensors: Vec<ModelTensor>,
     companions: Companions,
-    onnx: Option<Box<OnnxFile>>,
+    onnx: Option<Box<OnnxModel>>,
 }
 
 impl Model {
@@ -98,7 +127,7 @@ impl Model {
         for (file, tensors) in files {
             let index = model.files.len();
             let all = file.file.to_bytes();
-            let tensor = |info: TensorInfo| ModelTensor { file: index, data: all.slice(info.bytes.clone()), info, layer: None, axis: None };
+            let tensor = |info: TensorInfo| ModelTensor { file: index, data: all.slice(info.bytes.clone()), info, role: Role::Unknown };
             model.tensors.extend(tensors.into_iter().map(tensor));
             model.files.push(file);
         }
@@ -106,12 +135,12 @@ impl Model {
     }
 
     /// An ONNX model with these of its constants as tensors.
-    pub(crate) fn of_onnx(onnx: OnnxFile, tensors: Vec<ModelTensor>) -> Self {
+    pub(crate) fn of_onnx(onnx: OnnxModel, tensors: Vec<ModelTensor>) -> Self {
         let source = |file: &Arc<MappedFile>| SourceFile { data_start: file.bytes().len(), file: file.clone(), metadata: Vec::new() };
         Model {
-            path: onnx.path.clone(),
+            path: onnx.file.path.clone(),
             layout: Layout::File,
-            files: onnx.files.iter().map(source).collect(),
+            files: onnx.file.files.iter().map(source).collect(),
             tensors,
             companions: Companions::default(),
             onnx: Some(Box::new(onnx)),
@@ -119,12 +148,22 @@ impl Model {
     }
 
     /// The graph, if it is an ONNX model.
-    pub(crate) fn onnx(&self) -> Option<&OnnxFile> {
+    pub(crate) fn onnx(&self) -> Option<&OnnxModel> {
         self.onnx.as_deref()
     }
 
     pub(crate) fn with_companions(self, companions: Companions) -> Self {
         Model { companions, ..self }
+    }
+
+    /// Whose arithmetic is followed unless another is asked for.
+    pub(crate) fn default_convention(&self) -> Convention {
+        if self.onnx.is_some() { Convention::Ort } else { Convention::Torch }
+    }
+
+    /// The graph and its weights, if it is an ONNX model.
+    pub(crate) fn into_onnx(self) -> Option<OnnxModel> {
+        self.onnx.map(|onnx| *onnx)
     }
 
     /// What was opened.

@@ -1,14 +1,16 @@
 //! CHOOSE: what becomes of every tensor, and why, before any value is read.
 
 use crate::error::{Error, Result, show_name};
-use crate::model::Model;
+use crate::graph::onnx_model::OnnxModel;
+use crate::graph::weights::Layer;
+use crate::model::{Model, ModelTensor, Role};
 use crate::observers::{ObserverChoice, Target};
 use crate::quant::granularity::GroupLayout;
 use crate::quant::kernel::Arithmetic;
 use crate::quant::params::ParamRule;
 use crate::quant::scheme::{CodeType, Granularity, Grid};
-use crate::recipe::{Recipe, Weights};
-use crate::tensor::TensorInfo;
+use crate::recipe::{Mode, Recipe, Weights};
+use crate::tensor::Dtype;
 
 /// How one tensor is quantized.
 #[derive(Clone)]
@@ -52,10 +54,23 @@ pub enum Decision {
     },
 }
 
+/// How an operator of an ONNX model computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LayerMode {
+    /// In float, as before.
+    Keep,
+    /// In float, with a weight made of codes.
+    WeightOnly,
+    /// In integers, with activations quantized when it runs.
+    Dynamic,
+}
+
 /// Decisions for all tensors of a model, in the model's order.
 pub struct Plan {
     /// One decision a tensor.
     pub decisions: Vec<Decision>,
+    /// One for each layer of an ONNX model.
+    pub(crate) layers: Vec<LayerMode>,
 }
 
 impl Plan {
@@ -74,7 +89,48 @@ impl Plan {
         }
         ObserverChoice::new(&recipe.settings.observer)?;
         let decisions = (0..model.tensors().len()).map(|tensor| decide(model, tensor, recipe)).collect::<Result<_>>()?;
-        Ok(Plan { decisions })
+        let mut plan = Plan { decisions, layers: Vec::new() };
+        plan.choose_modes(model, recipe.mode);
+        Ok(plan)
+    }
+
+    /// Decides how each layer of an ONNX model computes.
+    pub(crate) fn choose_modes(&mut self, model: &Model, mode: Mode) {
+        let Some(onnx) = model.onnx() else { return };
+        self.layers = onnx.weights.layers.iter().map(|layer| self.layer_mode(model, onnx, layer, mode)).collect();
+        // Both weights of a recurrent layer, or none.
+        for (i, layer) in onnx.weights.layers.iter().enumerate() {
+            let is_recurrent = self.layers[i] == LayerMode::Dynamic && layer.op == "LSTM";
+            let same = |other: &usize| {
+                let other = &onnx.weights.layers[*other];
+                other.scope == layer.scope && other.node == layer.node
+            };
+            let pair: Vec<usize> = [i.wrapping_sub(1), i, i + 1].into_iter().filter(|j| *j < self.layers.len()).filter(same).collect();
+            if is_recurrent && (pair.len() != 2 || pair.iter().any(|j| self.layers[*j] != LayerMode::Dynamic)) {
+                self.layers[i] = LayerMode::WeightOnly;
+            }
+        }
+    }
+
+    fn layer_mode(&self, model: &Model, onnx: &OnnxModel, layer: &Layer, mode: Mode) -> LayerMode {
+        let Some(tensor) = onnx.tensor(&layer.weight) else { return LayerMode::Keep };
+        let Some(scheme) = self.scheme(tensor) else { return LayerMode::Keep };
+        let info = &model.tensors()[tensor].info;
+        let is_f32 = info.dtype == Dtype::F32 && layer.path.cast_to.is_none();
+        let is_int8 = scheme.codes.bits() == 8 && !matches!(scheme.granularity, Granularity::PerGroup(_));
+        let node = onnx.node(layer);
+        let fits = match layer.op.as_str() {
+            "MatMul" => layer.input == 1,
+            "Gemm" => {
+                node.int("transA", 0) == 0 && node.float("alpha", 1.0) == 1.0 && (node.float("beta", 1.0) == 1.0 || node.input(2).is_none())
+            }
+            "LSTM" => true,
+            _ => false,
+        };
+        match mode {
+            Mode::Auto | Mode::Dynamic | Mode::Static if is_f32 && is_int8 && fits => LayerMode::Dynamic,
+            _ => LayerMode::WeightOnly,
+        }
     }
 
     /// The scheme of a tensor that is quantized.
@@ -97,7 +153,7 @@ fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
     let resolved = recipe.resolve(|pattern| stored.is_matched_by(pattern));
     let asked_for = recipe.include.iter().any(|pattern| stored.is_matched_by(pattern))
         || matches!(resolved.decided_by.and_then(|rule| rule.weights), Some(Weights::Codes(_)));
-    if let Some(reason) = unsuitable(info, asked_for) {
+    if let Some(reason) = unsuitable(stored, asked_for) {
         return Ok(Decision::Keep { reason, is_weight: false });
     }
     if let Some(pattern) = recipe.exclude.iter().find(|pattern| stored.is_matched_by(pattern)) {
@@ -109,21 +165,28 @@ fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
     if let Some(rule) = resolved.decided_by.filter(|rule| rule.weights == Some(Weights::Keep)) {
         return Ok(Decision::Keep { reason: format!("kept by the rule for {:?}", rule.pattern.as_str()), is_weight: false });
     }
-    if !asked_for && (info.elements() as u64) < recipe.min_elements {
+    let is_known_weight = matches!(stored.role, Role::Weight { .. });
+    if let (Role::Weight { op, .. }, false) = (&stored.role, recipe.op_types.is_empty())
+        && !recipe.op_types.iter().any(|wanted| wanted == op)
+    {
+        return Ok(Decision::Keep { reason: format!("{op} is not among --op-types"), is_weight: false });
+    }
+    if !asked_for && !is_known_weight && (info.elements() as u64) < recipe.min_elements {
         let reason = format!("{} elements, fewer than {}", info.elements(), recipe.min_elements);
         return Ok(Decision::Keep { reason, is_weight: true });
     }
     let settings = resolved.settings;
     let rank = info.shape.len();
-    let axis = stored.axis.map_or(settings.axis, |axis| axis as i64);
+    let axis = stored.role.axis().map_or(settings.axis, |axis| axis as i64);
     let axis = if axis < 0 { axis + rank as i64 } else { axis };
     let Some(axis) = usize::try_from(axis).ok().filter(|axis| *axis < rank) else {
         let found = format!("axis: expected one of the {rank} dimensions of tensor {}, found {}", show_name(&info.name), settings.axis);
         return Err(Error::Usage(found).with_hint("give such tensors a rule of their own, or --exclude them"));
     };
+    let convention = settings.convention.unwrap_or_else(|| model.default_convention());
     let rule = ParamRule {
         blocked: matches!(settings.granularity, Granularity::PerGroup(_)),
-        ..ParamRule::new(settings.convention, settings.weights, settings.symmetric, info.dtype)
+        ..ParamRule::new(convention, settings.weights, settings.symmetric, info.dtype)
     };
     Ok(Decision::Quantize(Box::new(TensorScheme {
         codes: settings.weights,
@@ -133,13 +196,17 @@ fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
         observer: ObserverChoice::new(&settings.observer)?,
         rule,
         clip: rule.clip(settings.weights),
-        arithmetic: Arithmetic::of(settings.convention, info.dtype),
+        arithmetic: Arithmetic::of(convention, info.dtype),
     })))
 }
 
 /// Why a tensor is not a weight that could be quantized, if it is not.
-fn unsuitable(info: &TensorInfo, asked_for: bool) -> Option<String> {
+fn unsuitable(tensor: &ModelTensor, asked_for: bool) -> Option<String> {
+    let info = &tensor.info;
     let dtype = info.dtype;
+    if let Role::Other { reason } = &tensor.role {
+        return Some(reason.clone());
+    }
     if !dtype.is_decodable() && dtype.kind() == "float" {
         return Some(format!("float dtype {dtype} is not converted"));
     }

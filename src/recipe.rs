@@ -124,8 +124,9 @@ impl<'de> Deserialize<'de> for Weights {
 pub struct Settings {
     /// The channel axis; negative counts from the last. Default: 0, the output features in PyTorch's layout.
     pub axis: i64,
-    /// Whose arithmetic. Default: `torch`.
-    pub convention: Convention,
+    /// Whose arithmetic. Default: `ort` for ONNX models, else `torch`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub convention: Option<Convention>,
     /// Which values share a scale. Default: `per-channel`.
     pub granularity: Granularity,
     /// How the range is chosen. Default: `min-max`.
@@ -140,12 +141,30 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             axis: 0,
-            convention: Convention::Torch,
+            convention: None,
             granularity: Granularity::PerChannel,
             observer: Method::new("min-max"),
             symmetric: true,
             weights: CodeType::Int8,
         }
+    }
+}
+
+/// How activations are quantized.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Activations {
+    /// The codes: `uint8` or `int8`. Default: `uint8`.
+    pub dtype: CodeType,
+    /// How ranges are chosen. Default: `min-max`.
+    pub observer: Method,
+    /// Whether the zero point is the middle of the grid. Default: false.
+    pub symmetric: bool,
+}
+
+impl Default for Activations {
+    fn default() -> Self {
+        Activations { dtype: CodeType::Uint8, observer: Method::new("min-max"), symmetric: false }
     }
 }
 
@@ -180,7 +199,7 @@ impl Rule {
     fn apply(&self, settings: &mut Settings) {
         let Rule { axis, convention, granularity, pattern: _, observer, symmetric, weights } = self.clone();
         settings.axis = axis.unwrap_or(settings.axis);
-        settings.convention = convention.unwrap_or(settings.convention);
+        settings.convention = convention.or(settings.convention);
         settings.granularity = granularity.unwrap_or(settings.granularity);
         settings.observer = observer.unwrap_or_else(|| settings.observer.clone());
         settings.symmetric = symmetric.unwrap_or(settings.symmetric);
@@ -194,6 +213,8 @@ impl Rule {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {
+    /// How activations are quantized, where they are.
+    pub activations: Activations,
     /// Whether weights with NaN or infinities stay in float instead of stopping the run.
     pub allow_non_finite: bool,
     /// What holds where no rule says otherwise.
@@ -203,6 +224,11 @@ pub struct Recipe {
     pub exclude: Vec<Pattern>,
     /// If not empty, only these are quantized, whatever their size.
     pub include: Vec<Pattern>,
+    /// What is quantized: weights, or activations too. Default: `auto`.
+    pub mode: Mode,
+    /// If not empty, of ONNX models only weights of these operators are quantized, and those that `auto` would treat
+    /// otherwise in the mode that is asked for.
+    pub op_types: Vec<String>,
     /// Smaller tensors stay in float. Default: 1024 elements.
     pub min_elements: u64,
     /// Exceptions, in order.
@@ -213,13 +239,42 @@ pub struct Recipe {
 impl Default for Recipe {
     fn default() -> Self {
         Recipe {
+            activations: Activations::default(),
             allow_non_finite: false,
             settings: Settings::default(),
             exclude: vec![],
             include: vec![],
+            mode: Mode::Auto,
+            op_types: vec![],
             min_elements: 1024,
             rules: vec![],
         }
+    }
+}
+
+/// What is quantized, and when the parameters of activations are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// `static` with samples; else `dynamic` where a runtime gains by it, and `weight-only` for the rest.
+    Auto,
+    /// Codes are stored and made floats again before they are used.
+    WeightOnly,
+    /// Activations are quantized while the model runs, by the range they have then.
+    Dynamic,
+    /// Activations are quantized with ranges from samples.
+    Static,
+}
+
+/// Every mode with its name.
+pub const MODES: &[(Mode, &str)] =
+    &[(Mode::Auto, "auto"), (Mode::WeightOnly, "weight-only"), (Mode::Dynamic, "dynamic"), (Mode::Static, "static")];
+
+impl std::str::FromStr for Mode {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        crate::method::look_up("mode", MODES, |entry| entry.1, text).map(|entry| entry.0)
     }
 }
 

@@ -8,16 +8,17 @@ use qtool::method::Method;
 use qtool::outputs::{OUTPUTS, Output};
 use qtool::pipeline::{Destination, HashSource, Prepared, Request};
 use qtool::quant::scheme::{CodeType, Convention, Granularity};
-use qtool::recipe::{Pattern, Recipe};
+use qtool::recipe::{Mode, Pattern, Recipe};
 use qtool::report::terminal;
 use std::path::PathBuf;
 
 /// Quantize the weights of a model
 ///
-/// Writes `model.int8.safetensors` and `model.int8.json` beside `model.safetensors`; for a directory DIR, `DIR-int8`.
+/// Writes `model.int8.safetensors` and `model.int8.json` beside `model.safetensors`, `model.int8.onnx` and
+/// `model.int8.json` beside `model.onnx`; for a directory DIR, `DIR-int8`.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// A .safetensors file, or a directory in Hugging Face layout
+    /// A .safetensors file, a directory in Hugging Face layout, or an .onnx file
     model: PathBuf,
     /// Main output: a file for a file, a directory for a directory
     #[arg(long, short)]
@@ -26,8 +27,15 @@ pub(super) struct Arguments {
     #[arg(long)]
     sidecar: Option<PathBuf>,
     /// Form of the output
-    #[arg(long, default_value = OUTPUTS[0].name(), value_parser = output_names())]
-    format: String,
+    #[arg(long, value_parser = output_names())]
+    format: Option<String>,
+    /// What is quantized: auto, weight-only, dynamic or static; auto is static with samples, else dynamic for matrix
+    /// products of ONNX models, and weight-only for the rest [default: auto]
+    #[arg(long, value_parser = value::<Mode>)]
+    mode: Option<Mode>,
+    /// Of an ONNX model, quantize only weights of these operators, such as Conv,MatMul
+    #[arg(long, value_name = "TYPES", value_delimiter = ',')]
+    op_types: Vec<String>,
     /// Rules in TOML or JSON, or the sidecar of an earlier run
     #[arg(long)]
     recipe: Option<PathBuf>,
@@ -48,7 +56,7 @@ pub(super) struct Arguments {
     axis: Option<i64>,
     #[arg(long, value_parser = value::<Method>, help = observer_help())]
     observer: Option<Method>,
-    /// Whose arithmetic: torch, ort or compressed-tensors [default: torch]
+    /// Whose arithmetic: torch, ort or compressed-tensors [default: ort for ONNX, else torch]
     #[arg(long, value_parser = value::<Convention>)]
     convention: Option<Convention>,
     /// Quantize only tensors that match: a glob, or re:REGEX; repeatable
@@ -132,7 +140,7 @@ impl Arguments {
         settings.weights = self.weights.unwrap_or(settings.weights);
         settings.granularity = self.granularity.unwrap_or(settings.granularity);
         settings.axis = self.axis.unwrap_or(settings.axis);
-        settings.convention = self.convention.unwrap_or(settings.convention);
+        settings.convention = self.convention.or(settings.convention);
         settings.symmetric = (settings.symmetric || self.symmetric) && !self.asymmetric;
         if let Some(observer) = &self.observer {
             settings.observer = observer.clone();
@@ -141,7 +149,10 @@ impl Arguments {
         recipe.allow_non_finite |= self.allow_non_finite;
         recipe.include.extend(self.include.iter().cloned());
         recipe.exclude.extend(self.exclude.iter().cloned());
-        let form: &'static dyn Output = *OUTPUTS.iter().find(|output| output.name() == self.format).expect("clap has checked the name");
+        recipe.mode = self.mode.unwrap_or(recipe.mode);
+        recipe.op_types.extend(self.op_types.iter().cloned());
+        let named = |name: &String| *OUTPUTS.iter().find(|output| output.name() == name).expect("clap has checked the name");
+        let form: Option<&'static dyn Output> = self.format.as_ref().map(named);
         Ok(Request {
             model: self.model.clone(),
             destination: Destination {

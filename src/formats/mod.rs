@@ -5,8 +5,8 @@
 
 mod directory;
 mod json;
-pub(crate) mod onnx;
 pub(crate) mod mmap;
+pub(crate) mod onnx;
 mod safetensors;
 
 use crate::error::{Error, Result};
@@ -61,11 +61,22 @@ pub struct FormatEntry {
 }
 
 /// Every format of single files. Directories are opened by their index.
-pub const FORMATS: &[FormatEntry] =
-    &[FormatEntry { name: "safetensors", extension: "safetensors", recognizes: safetensors::recognizes, open: safetensors::open_model }];
+pub const FORMATS: &[FormatEntry] = &[
+    FormatEntry { name: "safetensors", extension: "safetensors", recognizes: safetensors::recognizes, open: safetensors::open_model },
+    FormatEntry { name: "ONNX", extension: "onnx", recognizes: looks_like_onnx, open: open_onnx },
+];
+
+/// Other kinds of files begin with what could be a field of ONNX's, so those that are known come first.
+fn looks_like_onnx(bytes: &[u8]) -> bool {
+    onnx::recognizes(bytes) && !FOREIGN_MAGIC.iter().any(|(magic, ..)| bytes.starts_with(magic))
+}
+
+fn open_onnx(file: MappedFile, options: &ReadOptions) -> Result<Model> {
+    crate::graph::onnx_model::into_model(onnx::open(file, options)?)
+}
 
 /// Extensions of formats that other tools read, for messages about a name that disagrees with its content.
-const FOREIGN_EXTENSIONS: &[&str] = &["onnx", "gguf", "bin", "pt", "pth", "h5"];
+const FOREIGN_EXTENSIONS: &[&str] = &["gguf", "bin", "pt", "pth", "h5"];
 
 /// Opens the model at `path`: a file of one of [`FORMATS`], or a directory that holds `model.safetensors` or
 /// `model.safetensors.index.json`.
@@ -84,7 +95,8 @@ pub fn open(path: &Path, options: &ReadOptions) -> Result<Model> {
         return Err(not_a_model(path, file.bytes()));
     };
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
-    if FOREIGN_EXTENSIONS.contains(&extension) {
+    let is_another_format = FORMATS.iter().any(|other| other.extension == extension && other.extension != format.extension);
+    if is_another_format || FOREIGN_EXTENSIONS.contains(&extension) {
         return Err(Error::malformed(
             path,
             format!("content: expected what the extension .{extension} promises, found a {} file", format.name),
@@ -110,7 +122,6 @@ const FOREIGN_MAGIC: &[(&[u8], &str, &str)] = &[
     (b"\x1f\x8b", "a gzip archive", "decompress it first"),
     (b"GGUF", "a GGUF model", "quantize the original safetensors model instead"),
     (b"{", "JSON text", "to quantize a model in a directory, give the directory"),
-    (b"\x08", "what looks like an ONNX model, which this version does not read", "export the weights as safetensors"),
     (b"\x89HDF", "an HDF5 file", "save the weights as safetensors"),
 ];
 

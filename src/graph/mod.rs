@@ -3,6 +3,10 @@
 pub(crate) mod edits;
 pub(crate) mod index;
 pub(crate) mod names;
+pub(crate) mod onnx_model;
+pub(crate) mod ops;
 pub(crate) mod prepare;
+pub(crate) mod scopes;
 pub(crate) mod sweep;
 pub(crate) mod version;
+pub(crate) mod weights;

@@ -29,12 +29,19 @@ impl Assembly<'_> {
 
     fn write_files(&self, fill: &mut Fill<'_>, describe: impl FnOnce(Vec<FileRecord>) -> Option<Vec<u8>>) -> Result<()> {
         let Assembly { target, model, layout } = self;
-        let [weights] = layout.files.as_slice() else { unreachable!("a model of one file has an output of one file") };
-        let staged = StagedFile::create(&target.output, weights.len)?;
-        let mut record = filled(staged.file(), staged.path(), weights, fill)?;
-        record.name = target.output.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut set = vec![staged];
-        if let (Some(path), Some(text)) = (&target.sidecar, describe(vec![record])) {
+        let (mut set, mut records) = (Vec::new(), Vec::new());
+        for (i, weights) in layout.files.iter().enumerate() {
+            let is_main = i + 1 == layout.files.len();
+            let path = if is_main { target.output.clone() } else { target.check_beside(&weights.name)? };
+            let staged = StagedFile::create(&path, weights.len)?;
+            let mut record = filled(staged.file(), staged.path(), weights, fill)?;
+            if is_main {
+                record.name = target.name();
+            }
+            records.push(record);
+            set.push(staged);
+        }
+        if let (Some(path), Some(text)) = (&target.sidecar, describe(records)) {
             let sidecar = StagedFile::create(path, text.len() as u64)?;
             record::write_all(sidecar.file(), sidecar.path(), &text)?;
             set.push(sidecar);

@@ -28,8 +28,11 @@ pub const VERSION: u32 = 1;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Document {
-    /// Parameters of activations, which weights alone have none of.
-    pub activations: Activations,
+    /// Parameters of activations, by the name of the value; weights alone have none.
+    pub activations: BTreeMap<String, ActivationRecord>,
+    /// What ranges of activations come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationRecord>,
     /// [`FORMAT`].
     pub format: String,
     /// Why each tensor that was not quantized was not.
@@ -50,10 +53,33 @@ pub struct Document {
     pub version: u32,
 }
 
-/// An empty object.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// How one activation is quantized.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Activations {}
+pub struct ActivationRecord {
+    /// The type of codes.
+    pub dtype: CodeType,
+    /// Largest value that is not clipped.
+    pub max: f32,
+    /// Smallest value that is not clipped.
+    pub min: f32,
+    /// How the range was chosen.
+    pub observer: Method,
+    /// The distance between neighbouring codes.
+    pub scale: f32,
+    /// The code of 0.
+    pub zero_point: i32,
+}
+
+/// The samples that ranges come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CalibrationRecord {
+    /// BLAKE3 of their content, in hexadecimal.
+    pub blake3: String,
+    /// How many.
+    pub samples: u64,
+}
 
 /// The files that were written.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -7,6 +7,7 @@
 pub(crate) mod assemble;
 pub(crate) mod container;
 pub mod document;
+pub(crate) mod onnx;
 pub mod quantized;
 pub(crate) mod record;
 pub(crate) mod sidecar;
@@ -16,15 +17,21 @@ pub(crate) mod target;
 use crate::error::Result;
 use crate::model::Model;
 use crate::plan::Plan;
+use bytes::Bytes;
+use onnx::rewrite::ParamsOf;
 use std::ops::Range;
 
 /// What the bytes of one stored tensor are made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
+    /// Bytes that are known.
+    Literal(Bytes),
     /// A tensor of the model, bit for bit.
     Source(usize),
     /// The codes of a tensor.
     Codes(usize),
+    /// The codes of a tensor with its last two axes swapped.
+    TransposedCodes(usize),
     /// The scales of a tensor, f32.
     Scales(usize),
     /// The zero points of a tensor, one byte each.
@@ -41,11 +48,24 @@ pub(crate) struct FileLayout {
     pub contents: Vec<(Content, Range<u64>)>,
     /// Size in bytes.
     pub len: u64,
+    /// What it is, for the check of what was written.
+    pub kind: FileKind,
+}
+
+/// The format of one file of an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileKind {
+    /// A safetensors container.
+    Safetensors,
+    /// An ONNX model.
+    Onnx,
+    /// Values of an ONNX model's constants.
+    Data,
 }
 
 /// All files of an output but its sidecar.
 pub(crate) struct OutputLayout {
-    /// Files of weights, one for each of the model's.
+    /// Files of weights: one for each of the model's, or the main output last after those that it refers to.
     pub files: Vec<FileLayout>,
     /// Small files made from the model's, such as its index: name and content.
     pub documents: Vec<(String, Vec<u8>)>,
@@ -66,11 +86,18 @@ pub trait Output: Sync {
     /// One line of help.
     fn summary(&self) -> &'static str;
 
-    /// Which files there will be.
+    /// Whether it is a form for this model; the first that is, is the default.
+    fn is_for(&self, model: &Model) -> bool;
+
+    /// Whether the layout holds the parameters themselves, so that they must be chosen before. Any of the right number do
+    /// for a layout of the same sizes.
+    fn needs_params(&self) -> bool;
+
+    /// Which files there will be; `name` is that of the main output.
     #[doc(hidden)]
     #[expect(private_interfaces, reason = "forms are written in this crate only")]
-    fn lay_out(&self, model: &Model, plan: &Plan) -> Result<OutputLayout>;
+    fn lay_out(&self, model: &Model, plan: &Plan, params: &ParamsOf, name: &str) -> Result<OutputLayout>;
 }
 
 /// Every form of output.
-pub const OUTPUTS: &[&dyn Output] = &[&sidecar::Sidecar];
+pub const OUTPUTS: &[&dyn Output] = &[&sidecar::Sidecar, &onnx::Qdq];

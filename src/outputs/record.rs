@@ -2,7 +2,7 @@
 
 use super::document::{self, Document, FileRecord, OutputRecord, SourceRecord, TensorRecord, Values};
 use super::sidecar::{SCALE, ZERO_POINT};
-use super::{FileLayout, Output};
+use super::{FileKind, FileLayout, Output};
 use crate::error::{Error, Result};
 use crate::formats::{self, mmap::MappedFile};
 use crate::model::{Model, SourceFile};
@@ -61,6 +61,11 @@ pub(crate) fn write_all(file: &File, path: &Path, content: &[u8]) -> Result<()> 
 pub(crate) fn check_written(file: &File, path: &Path, layout: &FileLayout) -> Result<()> {
     let open = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     let reread = || -> Result<bool> {
+        match layout.kind {
+            FileKind::Safetensors => {}
+            FileKind::Onnx => return formats::onnx::check_written(MappedFile::open(&open)?).map(|()| true),
+            FileKind::Data => return Ok(file.metadata().is_ok_and(|metadata| metadata.len() == layout.len)),
+        }
         let (source, tensors) = formats::read_safetensors(MappedFile::open(&open)?)?;
         let reference = safetensors::SafeTensors::read_metadata(source.bytes());
         Ok(source.header() == layout.header && tensors.len() == layout.contents.len() && reference.is_ok())
@@ -96,7 +101,8 @@ pub(crate) fn document(model: &Model, plan: &Plan, outcomes: &BTreeMap<usize, Ou
         }
     }
     Document {
-        activations: document::Activations::default(),
+        activations: BTreeMap::new(),
+        calibration: None,
         format: document::FORMAT.to_owned(),
         kept,
         output: OutputRecord { files: run.outputs, form: run.form.name().to_owned() },

@@ -5,7 +5,8 @@
 //! scheme is symmetric, `NAME.zero_point`. Everything else is copied bit for bit.
 
 use super::container::{self, Entry, Order};
-use super::{Content, FileLayout, Output, OutputLayout};
+use super::onnx::rewrite::ParamsOf;
+use super::{Content, FileKind, FileLayout, Output, OutputLayout};
 use crate::error::{Error, Result, show_name};
 use crate::model::{Layout, Model};
 use crate::plan::{Decision, Plan, TensorScheme};
@@ -38,7 +39,18 @@ impl Output for Sidecar {
         "codes in safetensors, scales and zero points in a JSON file beside it"
     }
 
-    fn lay_out(&self, model: &Model, plan: &Plan) -> Result<OutputLayout> {
+    fn is_for(&self, model: &Model) -> bool {
+        model.onnx().is_none()
+    }
+
+    fn needs_params(&self) -> bool {
+        false
+    }
+
+    fn lay_out(&self, model: &Model, plan: &Plan, _params: &ParamsOf, _name: &str) -> Result<OutputLayout> {
+        if model.onnx().is_some() {
+            return Err(Error::Usage("--format sidecar: expected a safetensors model, found an ONNX model".into()));
+        }
         check_names(model, plan)?;
         let mut files = Vec::with_capacity(model.files().len());
         let (mut weight_map, mut total_size) = (Map::new(), 0);
@@ -64,7 +76,8 @@ impl Output for Sidecar {
             let container = container::lay_out(&entries, &metadata, Order::Aligned);
             let mut contents: Vec<_> = contents.into_iter().zip(container.places).collect();
             contents.sort_by_key(|(_, place)| (place.start, place.end));
-            files.push(FileLayout { name: source.name().into_owned(), header: container.header, contents, len: container.len });
+            let name = source.name().into_owned();
+            files.push(FileLayout { name, header: container.header, contents, len: container.len, kind: FileKind::Safetensors });
         }
         let documents = index_document(model, weight_map, total_size).into_iter().collect();
         Ok(OutputLayout { files, documents })

@@ -38,8 +38,8 @@ impl Target {
     /// # Errors
     ///
     /// [`Error::Usage`] if an output exists, is the input or is of the wrong kind; [`Error::Io`] if its directory cannot
-    /// be written to or has not `bytes` bytes free.
-    pub(crate) fn choose(destination: &Destination, model: &Model, tag: &str, with_sidecar: bool, bytes: u64) -> Result<Self> {
+    /// be written to.
+    pub(crate) fn choose(destination: &Destination, model: &Model, tag: &str, with_sidecar: bool) -> Result<Self> {
         let is_directory = matches!(model.layout(), Layout::Directory { .. });
         let default = if destination.in_place { model.path().to_owned() } else { default_output(model, tag) };
         let output = destination.output.clone().unwrap_or(default);
@@ -63,8 +63,37 @@ impl Target {
         let (replace, durability) = (destination.force || destination.in_place, destination.durability);
         let target = Target { output, sidecar, is_directory, replace, in_place: destination.in_place, durability };
         target.check(model.path(), destination.in_place)?;
-        check_space(staging::parent(&target.output), bytes)?;
         Ok(target)
+    }
+
+    /// The name of the main output.
+    pub(crate) fn name(&self) -> String {
+        self.output.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Makes sure that `bytes` bytes are free where the output goes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if they are not.
+    pub(crate) fn check_space(&self, bytes: u64) -> Result<()> {
+        check_space(staging::parent(&self.output), bytes)
+    }
+
+    /// Makes sure that a file which goes beside the output is not in the way of anything.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] if it exists, unless outputs are replaced.
+    pub(crate) fn check_beside(&self, name: &str) -> Result<PathBuf> {
+        let path = self.output.with_file_name(name);
+        if !self.replace && path.symlink_metadata().is_ok() {
+            return Err(staging::already_exists(&path));
+        }
+        if Some(&path) == self.sidecar.as_ref() || path.is_dir() {
+            return Err(Error::Usage(format!("{}: values of the output: expected a free name, found another file's", show_path(&path))));
+        }
+        Ok(path)
     }
 
     /// Every path that will appear beside others: a directory's sidecar is within it.
@@ -167,7 +196,7 @@ fn default_output(model: &Model, tag: &str) -> PathBuf {
         return named.with_file_name(name);
     }
     let mut name = path.file_stem().unwrap_or_default().to_owned();
-    name.push(format!(".{tag}.safetensors"));
+    name.push(format!(".{tag}.{}", if model.onnx().is_some() { "onnx" } else { "safetensors" }));
     path.with_file_name(name)
 }
 

@@ -3,10 +3,12 @@
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::observers::{Batch, Values};
-use crate::plan::TensorScheme;
+use crate::outputs::onnx::rewrite::ParamsOf;
+use crate::plan::{Decision, Plan, TensorScheme};
 use crate::quant::granularity::GroupLayout;
 use crate::quant::kernel::{Extent, min_max, widen_columns};
 use crate::quant::params::Range as ClippingRange;
+use crate::stream;
 use crate::tensor::Dtype;
 use std::ops::Range;
 
@@ -18,6 +20,25 @@ pub(super) const GATHERED: usize = 1 << 21;
 
 /// Elements between the gathered values of two channels.
 const GAP: usize = 16;
+
+/// Scale and zero point of every group of every tensor that is quantized.
+///
+/// # Errors
+///
+/// [`Error::NonFinite`] for the first tensor with a value that is no finite number, whether it is quantized or kept because
+/// it is small.
+pub(crate) fn all_params(model: &Model, plan: &Plan, threads: usize) -> Result<ParamsOf> {
+    let tensors: Vec<usize> = (0..plan.decisions.len()).collect();
+    let params = stream::map(tensors.len(), threads, |i| match &plan.decisions[tensors[i]] {
+        Decision::Keep { is_weight: true, .. } => check_finite(model, tensors[i]).map(|()| None),
+        Decision::Keep { .. } => Ok(None),
+        Decision::Quantize(scheme) => {
+            let ranges = all_groups(model, tensors[i], scheme)?;
+            Ok(Some((tensors[i], ranges.into_iter().map(|range| scheme.rule.choose_params(range)).collect())))
+        }
+    });
+    params.into_iter().filter_map(Result::transpose).collect()
+}
 
 /// The clipping range of every group of `tensor`, in order.
 pub(super) fn all_groups(model: &Model, tensor: usize, scheme: &TensorScheme) -> Result<Vec<ClippingRange>> {

@@ -7,6 +7,7 @@ use super::{Jobs, Latch, Scratch};
 use crate::error::Result;
 use crate::model::Model;
 use crate::observers::Batch;
+use crate::outputs::onnx::rewrite::ParamsOf;
 use crate::outputs::{Content, FileLayout};
 use crate::plan::{Decision, Plan, TensorScheme};
 use crate::quant::granularity::GroupLayout;
@@ -16,6 +17,7 @@ use crate::quant::packing::{pack_nibbles, packed_len};
 use crate::quant::params::Params;
 use crate::stream::observe;
 use crate::tensor::Dtype;
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock};
@@ -43,6 +45,16 @@ enum Work {
     Copy {
         tensor: usize,
         bytes: Range<usize>,
+    },
+    /// Bytes that are known.
+    Store {
+        bytes: Bytes,
+    },
+    /// Codes of the columns `columns` of matrix `matrix`, stored column by column.
+    Transpose {
+        tensor: usize,
+        matrix: usize,
+        columns: Range<usize>,
     },
     /// A weight that is copied because it is small: a NaN in it is an error all the same.
     CheckFinite {
@@ -104,6 +116,7 @@ pub(crate) struct Outcome {
 pub(crate) struct QuantizeJobs<'a> {
     model: &'a Model,
     plan: &'a Plan,
+    known: &'a ParamsOf,
     jobs: Vec<Job>,
     states: BTreeMap<usize, TensorState>,
     /// Tensors whose params are stored as tensors, and need not be kept.
@@ -111,11 +124,12 @@ pub(crate) struct QuantizeJobs<'a> {
 }
 
 impl<'a> QuantizeJobs<'a> {
-    pub(crate) fn new(model: &'a Model, plan: &'a Plan, layout: &FileLayout) -> Self {
-        let mut this = QuantizeJobs { model, plan, jobs: Vec::new(), states: BTreeMap::new(), stored_apart: BTreeSet::new() };
+    /// Jobs for the file that `layout` describes; `known` has the params of tensors that were observed before.
+    pub(crate) fn new(model: &'a Model, plan: &'a Plan, layout: &FileLayout, known: &'a ParamsOf) -> Self {
+        let mut this = QuantizeJobs { model, plan, known, jobs: Vec::new(), states: BTreeMap::new(), stored_apart: BTreeSet::new() };
         let observed_first: Vec<usize> = (layout.contents.iter())
             .filter_map(|(content, _)| match content {
-                Content::Codes(tensor) if !is_local(this.scheme(*tensor)) => Some(*tensor),
+                Content::Codes(tensor) if !known.contains_key(tensor) && !is_local(this.scheme(*tensor)) => Some(*tensor),
                 _ => None,
             })
             .collect();
@@ -126,9 +140,12 @@ impl<'a> QuantizeJobs<'a> {
         }
         for (content, place) in &layout.contents {
             match *content {
+                Content::Literal(ref bytes) => this.push_stores(bytes, place.start),
                 Content::Source(tensor) => this.push_copies(tensor, place.start),
+                Content::TransposedCodes(tensor) => this.push_transposed(tensor, place.start),
                 Content::Codes(tensor) => {
-                    if !is_local(this.scheme(tensor))
+                    if !known.contains_key(&tensor)
+                        && !is_local(this.scheme(tensor))
                         && let Some(tensor) = to_observe.next()
                     {
                         this.jobs.push(Job { offset: None, work: Work::Observe { tensor } });
@@ -170,6 +187,13 @@ impl<'a> QuantizeJobs<'a> {
         self.plan.scheme(tensor).expect("layouts ask for codes of quantized tensors only")
     }
 
+    fn push_stores(&mut self, bytes: &Bytes, start: u64) {
+        for begin in (0..bytes.len()).step_by(COPY) {
+            let bytes = bytes.slice(begin..(begin + COPY).min(bytes.len()));
+            self.jobs.push(Job { offset: Some(start + begin as u64), work: Work::Store { bytes } });
+        }
+    }
+
     fn push_copies(&mut self, tensor: usize, start: u64) {
         if let Decision::Keep { is_weight: true, .. } = self.plan.decisions[tensor] {
             self.jobs.push(Job { offset: None, work: Work::CheckFinite { tensor } });
@@ -191,6 +215,13 @@ impl<'a> QuantizeJobs<'a> {
             let offset = start + packed_len(scheme.codes, elements.start) as u64;
             self.jobs.push(Job { offset: Some(offset), work: Work::Quantize { tensor, part, elements } });
         }
+        self.add_state(tensor, pieces);
+    }
+
+    fn add_state(&mut self, tensor: usize, pieces: usize) {
+        if self.states.contains_key(&tensor) {
+            return;
+        }
         let state = TensorState {
             observed: OnceLock::new(),
             columns: OnceLock::new(),
@@ -198,7 +229,27 @@ impl<'a> QuantizeJobs<'a> {
             is_quantized: Latch::new(pieces),
             parts: Mutex::new(BTreeMap::new()),
         };
+        if let Some(params) = self.known.get(&tensor) {
+            drop(state.is_observed.guard());
+            set_observed(&state, self.scheme(tensor), params.clone());
+        }
         self.states.insert(tensor, state);
+    }
+
+    /// As many columns at a time as make a piece.
+    fn push_transposed(&mut self, tensor: usize, start: u64) {
+        let [matrices, rows, columns] = matrix_shape(&self.model.tensors()[tensor].info.shape);
+        let step = (PIECE / rows.max(1)).next_multiple_of(2).clamp(2, columns.max(2));
+        let mut pieces = 0;
+        for matrix in 0..matrices {
+            for first in (0..columns).step_by(step) {
+                let columns_here = first..(first + step).min(columns);
+                let offset = start + packed_len(self.scheme(tensor).codes, (matrix * columns + first) * rows) as u64;
+                self.jobs.push(Job { offset: Some(offset), work: Work::Transpose { tensor, matrix, columns: columns_here } });
+                pieces += 1;
+            }
+        }
+        self.add_state(tensor, pieces);
     }
 
     /// Jobs that store the params of some pieces at a time.
@@ -222,12 +273,37 @@ impl<'a> QuantizeJobs<'a> {
         let scheme = self.scheme(tensor);
         let ranges = observe::all_groups(self.model, tensor, scheme)?;
         let params: Vec<Params> = ranges.into_iter().map(|range| scheme.rule.choose_params(range)).collect();
-        let one_by_one = matches!(scheme.arithmetic, Arithmetic::AddThenRound(_));
-        if let (GroupLayout::Strided { inner: 1, .. }, false) = (scheme.layout, one_by_one) {
-            state.columns.get_or_init(|| ColumnParams::new(&params));
-        }
-        state.observed.get_or_init(|| params);
+        set_observed(state, scheme, params);
         Ok(())
+    }
+
+    /// Quantizes some columns of a matrix, whose params are known, and stores them as rows.
+    fn transpose(&self, tensor: usize, matrix: usize, columns: &Range<usize>, codes: &mut Vec<u8>, scratch: &mut Scratch) {
+        let scheme = self.scheme(tensor);
+        let [_, rows, width] = matrix_shape(&self.model.tensors()[tensor].info.shape);
+        let params = &self.known[&tensor];
+        codes.resize(rows * columns.len(), 0);
+        let mut row_codes = vec![0; columns.len()];
+        let mut part = Part::default();
+        for row in 0..rows {
+            let start = (matrix * rows + row) * width;
+            let elements = start + columns.start..start + columns.end;
+            let values = self.model.values(tensor, elements.clone(), &mut scratch.values);
+            scheme.layout.for_each_run(elements.clone(), |group, run| {
+                let run = run.start - elements.start..run.end - elements.start;
+                let codes = &mut row_codes[run.clone()];
+                part.sums.merge(&kernel::quantize(&values[run], params[group], scheme.arithmetic, scheme.clip, codes));
+            });
+            for (column, code) in row_codes.iter().enumerate() {
+                codes[column * rows + row] = *code;
+            }
+        }
+        if scheme.codes.bits() == 4 {
+            pack_nibbles(codes);
+        }
+        // Behind those of the same tensor's codes that are not transposed, if there are any.
+        let index = usize::MAX / 2 + matrix * width + columns.start;
+        self.states[&tensor].parts.lock().expect("no job panics while it holds this lock").insert(index, part);
     }
 
     fn quantize(&self, tensor: usize, part: usize, elements: Range<usize>, codes: &mut Vec<u8>, scratch: &mut Scratch) -> Result<()> {
@@ -235,7 +311,7 @@ impl<'a> QuantizeJobs<'a> {
         let _done = state.is_quantized.guard();
         let scheme = self.scheme(tensor);
         codes.resize(elements.len(), 0);
-        let result = if is_local(scheme) {
+        let result = if is_local(scheme) && !self.known.contains_key(&tensor) {
             self.quantize_local(tensor, scheme, elements, codes, scratch)?
         } else {
             state.is_observed.wait();
@@ -345,6 +421,23 @@ impl<'a> QuantizeJobs<'a> {
     }
 }
 
+/// Remembers the params of all groups, also in the form that a loop over interleaved channels takes.
+fn set_observed(state: &TensorState, scheme: &TensorScheme, params: Vec<Params>) {
+    let one_by_one = matches!(scheme.arithmetic, Arithmetic::AddThenRound(_));
+    if let (GroupLayout::Strided { inner: 1, .. }, false) = (scheme.layout, one_by_one) {
+        state.columns.get_or_init(|| ColumnParams::new(&params));
+    }
+    state.observed.get_or_init(|| params);
+}
+
+/// A tensor as matrices of its last two dimensions: how many, rows, columns.
+fn matrix_shape(shape: &[usize]) -> [usize; 3] {
+    match shape {
+        [outer @ .., rows, columns] => [outer.iter().product(), *rows, *columns],
+        _ => [1, 1, shape.iter().product()],
+    }
+}
+
 /// Pieces whose params one job stores.
 const PARAM_PIECES: usize = 64;
 
@@ -379,6 +472,11 @@ impl Jobs for QuantizeJobs<'_> {
                 bytes.clear();
                 bytes.extend_from_slice(&self.model.tensor_bytes(*tensor)[range.clone()]);
             }
+            Work::Store { bytes: known } => {
+                bytes.clear();
+                bytes.extend_from_slice(known);
+            }
+            Work::Transpose { tensor, matrix, columns } => self.transpose(*tensor, *matrix, columns, bytes, scratch),
             Work::CheckFinite { tensor } => observe::check_finite(self.model, *tensor)?,
             Work::Observe { tensor } => self.observe(*tensor)?,
             Work::Quantize { tensor, part, elements } => self.quantize(*tensor, *part, elements.clone(), bytes, scratch)?,
@@ -395,6 +493,7 @@ impl Jobs for QuantizeJobs<'_> {
     fn weight(&self, job: usize) -> u64 {
         match &self.jobs[job].work {
             Work::Copy { bytes, .. } => bytes.len() as u64,
+            Work::Store { bytes } => bytes.len() as u64,
             Work::Quantize { tensor, elements, .. } => elements.len() as u64 * self.model.tensors()[*tensor].info.dtype.bits() / 8,
             _ => 0,
         }

@@ -1,13 +1,17 @@
 //! A run on one page: **read** → **observe** → **choose** → **quantize** → **write**.
 
+mod onnx;
+
 use crate::error::{Error, Result, show_path};
 use crate::formats::{self, ReadOptions};
 use crate::model::{Model, SourceFile};
 use crate::outputs::assemble::Assembly;
 use crate::outputs::document::{self, Document, FileRecord};
+use crate::outputs::onnx::rewrite::ParamsOf;
 use crate::outputs::target::Target;
-use crate::outputs::{Output, OutputLayout, record};
+use crate::outputs::{OUTPUTS, Output, OutputLayout, record};
 use crate::plan::{Decision, Plan};
+use crate::quant::params::Params;
 use crate::recipe::Recipe;
 use crate::report::QuantizeReport;
 use crate::stream::quantize::{LARGEST_PIECE_BYTES, QuantizeJobs};
@@ -37,8 +41,8 @@ pub struct Request {
     pub destination: Destination,
     /// What is asked for.
     pub recipe: Recipe,
-    /// The form of the output.
-    pub form: &'static dyn Output,
+    /// The form of the output. Default: the first of [`OUTPUTS`] that is for the model.
+    pub form: Option<&'static dyn Output>,
     /// Bounds of the reader.
     pub read: ReadOptions,
     /// Threads that work; at least 1.
@@ -54,6 +58,7 @@ pub struct Request {
 /// A run that was decided on but not carried out: the model is read, the plan made, paths and space are checked.
 pub struct Prepared {
     request: Request,
+    form: &'static dyn Output,
     model: Model,
     plan: Plan,
     layout: OutputLayout,
@@ -67,17 +72,24 @@ impl Prepared {
     ///
     /// As [`formats::open`] and [`Plan::new`]; [`crate::Error::Usage`] if an output exists or is the input;
     /// [`crate::Error::Io`] if the output's directory does not exist or is full.
-    pub fn new(request: Request) -> Result<Self> {
+    pub fn new(mut request: Request) -> Result<Self> {
         let model = formats::open(&request.model, &request.read)?;
         refuse_own_output(&model)?;
+        let form = request.form.unwrap_or_else(|| default_form(&model));
+        request.recipe.settings.convention.get_or_insert_with(|| model.default_convention());
+        let model = onnx::ready(model, &request.recipe)?;
         let mut plan = Plan::new(&model, &request.recipe)?;
         if request.recipe.allow_non_finite {
             keep_non_finite(&model, &mut plan);
         }
-        let layout = request.form.lay_out(&model, &plan)?;
-        let tag = request.recipe.settings.weights.name();
-        let target = Target::choose(&request.destination, &model, tag, true, layout.bytes())?;
-        Ok(Prepared { request, model, plan, layout, target })
+        let target = Target::choose(&request.destination, &model, request.recipe.settings.weights.name(), true)?;
+        let any_params = if form.needs_params() { placeholders(&plan) } else { ParamsOf::new() };
+        let layout = form.lay_out(&model, &plan, &any_params, &target.name())?;
+        for beside in layout.files.iter().rev().skip(1).filter(|_| !target.is_directory) {
+            target.check_beside(&beside.name)?;
+        }
+        target.check_space(layout.bytes())?;
+        Ok(Prepared { request, form, model, plan, layout, target })
     }
 
     /// Does it: outputs appear complete, or not at all.
@@ -86,16 +98,22 @@ impl Prepared {
     ///
     /// [`crate::Error::NonFinite`] if a weight holds NaN or infinities, [`crate::Error::Changed`] if the model changed
     /// meanwhile, [`crate::Error::Io`] if the outputs cannot be written.
-    pub fn run(self, progress: &dyn Progress) -> Result<QuantizeReport> {
-        let Prepared { request, model, plan, layout, target } = &self;
-        progress.begin(model.bytes());
+    pub fn run(mut self, progress: &dyn Progress) -> Result<QuantizeReport> {
+        progress.begin(self.model.bytes());
+        let mut known = ParamsOf::new();
+        if self.form.needs_params() {
+            // **Observes** and **chooses**, as the layout holds the parameters.
+            known = observe::all_params(&self.model, &self.plan, self.threads())?;
+            self.layout = self.form.lay_out(&self.model, &self.plan, &known, &self.target.name())?;
+        }
+        let Prepared { request, form, model, plan, layout, target } = &self;
         let outcomes = RefCell::new(BTreeMap::new());
         std::thread::scope(|scope| {
             let hashing = std::thread::Builder::new().spawn_scoped(scope, || self.hash_sources());
             Assembly { target, model, layout }.write(
                 // **Observes**, **chooses** and **quantizes**, and **writes** the codes: see `stream::quantize`.
                 &mut |file, path, layout| {
-                    let jobs = QuantizeJobs::new(model, plan, layout);
+                    let jobs = QuantizeJobs::new(model, plan, layout, &known);
                     let hash = stream::run(&jobs, file, path, &layout.header, self.threads(), progress)?;
                     outcomes.borrow_mut().extend(jobs.into_outcomes());
                     Ok(hash)
@@ -103,7 +121,7 @@ impl Prepared {
                 |outputs| {
                     // Without a thread to spare it is done here.
                     let sources = hashing.map_or_else(|_| self.hash_sources(), |hashing| hashing.join().expect("hashing does not panic"));
-                    let run = record::Run { form: request.form, recipe: &request.recipe, seed: request.seed, sources, outputs };
+                    let run = record::Run { form: *form, recipe: &request.recipe, seed: request.seed, sources, outputs };
                     Some(record::document(model, plan, &outcomes.borrow(), run).to_json())
                 },
             )
@@ -135,6 +153,17 @@ impl Prepared {
         };
         self.model.files().iter().map(|file| record::source(file, content)).collect()
     }
+}
+
+/// The first form that is for the model.
+fn default_form(model: &Model) -> &'static dyn Output {
+    *OUTPUTS.iter().find(|form| form.is_for(model)).expect("every kind of model has a form")
+}
+
+/// Params of the right number for a layout before any value is read.
+fn placeholders(plan: &Plan) -> ParamsOf {
+    let any = Params { scale: 1.0, zero_point: 0 };
+    plan.quantized().filter_map(|tensor| plan.scheme(tensor).map(|scheme| (tensor, vec![any; scheme.layout.groups()]))).collect()
 }
 
 /// Models up to this size are hashed whole by default: it takes milliseconds.

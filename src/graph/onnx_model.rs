@@ -1,0 +1,74 @@
+//! An ONNX model with its weights found: what a [`Model`] of that format carries besides its tensors.
+
+use super::weights::{self, Key, Layer, Weights};
+use crate::error::{Error, Result};
+use crate::formats::onnx::OnnxFile;
+use crate::formats::onnx::proto::{NodeProto, TensorProto};
+use crate::graph::scopes::scopes;
+use crate::model::{Model, ModelTensor, Role};
+use crate::tensor::TensorInfo;
+use std::collections::HashMap;
+
+/// The graph, its weights, and which tensor of the [`Model`] each constant is.
+pub(crate) struct OnnxModel {
+    pub file: OnnxFile,
+    pub weights: Weights,
+    tensors: HashMap<Key, usize>,
+}
+
+impl OnnxModel {
+    /// The node of a layer.
+    pub(crate) fn node(&self, layer: &Layer) -> &NodeProto {
+        let scopes = scopes(&self.file.proto);
+        &scopes[layer.scope].graph.node[layer.node]
+    }
+
+    /// The tensor of the [`Model`] that a constant is.
+    pub(crate) fn tensor(&self, key: &Key) -> Option<usize> {
+        self.tensors.get(key).copied()
+    }
+}
+
+/// A model whose tensors are the constants of `file` that this crate has a type for.
+///
+/// # Errors
+///
+/// [`Error::Tensor`] if a constant's values do not fit its type and dimensions.
+pub(crate) fn into_model(file: OnnxFile) -> Result<Model> {
+    let weights = weights::find(&file.proto);
+    let mut roles: HashMap<&Key, Role> = HashMap::new();
+    for layer in &weights.layers {
+        let role = Role::Weight { layer: layer.name.clone(), op: layer.op.clone(), axis: Some(layer.axis) };
+        let merged = match roles.remove(&layer.weight) {
+            // Used along different axes: then the channels of neither.
+            Some(Role::Weight { layer, op, axis }) if axis != role.axis() => Role::Weight { layer, op, axis: None },
+            Some(first) => first,
+            None => role,
+        };
+        roles.insert(&layer.weight, merged);
+    }
+    let (mut tensors, mut places) = (Vec::new(), HashMap::new());
+    for (number, scope) in scopes(&file.proto).iter().enumerate() {
+        for constant in &scope.graph.initializer {
+            let key = (number, constant.name.clone());
+            let shown = &weights.shown[&key];
+            let role = match roles.remove(&key) {
+                Some(role) => role,
+                None => Role::Other { reason: weights.others.get(&key).cloned().unwrap_or_default() },
+            };
+            let position = tensors.len();
+            if let Some(tensor) = model_tensor(constant, shown, position, role).map_err(|e| Error::tensor(&file.path, shown, e))? {
+                tensors.push(tensor);
+                places.insert(key, position);
+            }
+        }
+    }
+    Ok(Model::of_onnx(OnnxModel { file, weights, tensors: places }, tensors))
+}
+
+fn model_tensor(constant: &TensorProto, name: &str, position: usize, role: Role) -> Result<Option<ModelTensor>, String> {
+    let Some(dtype) = constant.dtype() else { return Ok(None) };
+    let data = constant.contents()?;
+    let info = TensorInfo { name: name.to_owned(), dtype, shape: constant.shape()?, position, bytes: 0..data.len() };
+    Ok(Some(ModelTensor { file: 0, info, data, role }))
+}

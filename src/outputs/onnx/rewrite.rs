@@ -1,0 +1,214 @@
+//! What all ONNX forms share: quantized weights as constants, and edits of every graph that are made at the end.
+
+use crate::formats::onnx::proto::{GraphProto, ModelProto, OperatorSetIdProto, Payload, TensorProto};
+use crate::formats::onnx::tensor::{self, FLOAT, INT4, INT8, UINT4, UINT8};
+use crate::graph::edits::Edits;
+use crate::graph::index::GraphIndex;
+use crate::graph::names::Names;
+use crate::graph::onnx_model::OnnxModel;
+use crate::graph::scopes;
+use crate::graph::weights::{Key, Layer};
+use crate::model::Model;
+use crate::outputs::Content;
+use crate::plan::{Plan, TensorScheme};
+use crate::quant::params::Params;
+use crate::quant::scheme::{CodeType, Granularity};
+use crate::tensor::{Dtype, encode_f32};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Parameters of the groups of each quantized tensor.
+pub(crate) type ParamsOf = BTreeMap<usize, Vec<Params>>;
+
+/// A graph being rewritten.
+pub(super) struct Rewriter<'a> {
+    pub model: &'a Model,
+    pub onnx: &'a OnnxModel,
+    pub plan: &'a Plan,
+    params: &'a ParamsOf,
+    pub names: Names,
+    /// Changes to each graph.
+    pub edits: Vec<Edits>,
+    pub indexes: Vec<GraphIndex<'a>>,
+    /// What deferred payloads are.
+    pub deferred: Vec<Content>,
+    made: HashMap<(Key, bool), WeightNames>,
+    imports: BTreeSet<&'static str>,
+}
+
+/// The constants that stand for a weight.
+#[derive(Clone, Debug)]
+pub(super) struct WeightNames {
+    pub codes: String,
+    pub scale: String,
+    pub zero_point: String,
+    /// The axis that scales are along, of the codes as stored; `None` if there is one scale.
+    pub axis: Option<usize>,
+    /// Elements of a block along `axis`, where blocks share scales.
+    pub block: Option<usize>,
+    /// Whether every zero point is 0.
+    pub is_symmetric: bool,
+}
+
+impl<'a> Rewriter<'a> {
+    pub(super) fn new(model: &'a Model, onnx: &'a OnnxModel, plan: &'a Plan, params: &'a ParamsOf) -> Self {
+        let indexes: Vec<GraphIndex<'a>> = scopes::scopes(&onnx.file.proto).iter().map(|scope| GraphIndex::new(scope.graph)).collect();
+        Rewriter {
+            model,
+            onnx,
+            plan,
+            params,
+            names: Names::of(&onnx.file.proto),
+            edits: indexes.iter().map(|_| Edits::default()).collect(),
+            indexes,
+            deferred: Vec::new(),
+            made: HashMap::new(),
+            imports: BTreeSet::new(),
+        }
+    }
+
+    /// The tensor of a layer's weight and its scheme, if it is quantized.
+    pub(super) fn scheme(&self, layer: &Layer) -> Option<(usize, &'a TensorScheme)> {
+        let tensor = self.onnx.tensor(&layer.weight)?;
+        self.plan.scheme(tensor).map(|scheme| (tensor, scheme))
+    }
+
+    /// Constants for the codes and parameters of a layer's weight, made once; `transposed` with the last two axes swapped.
+    pub(super) fn weight(&mut self, layer: &Layer, transposed: bool) -> WeightNames {
+        let made = (layer.weight.clone(), transposed);
+        if let Some(names) = self.made.get(&made) {
+            return names.clone();
+        }
+        let (tensor, scheme) = self.scheme(layer).expect("only layers with quantized weights are rewritten");
+        let (scope, name) = layer.weight.clone();
+        let info = &self.model.tensors()[tensor].info;
+        let mut shape: Vec<i64> = info.shape.iter().map(|dim| *dim as i64).collect();
+        let rank = shape.len();
+        let params = &self.params[&tensor];
+        let mut axis = match scheme.granularity {
+            Granularity::PerTensor => None,
+            Granularity::PerChannel => Some(scheme.axis),
+            Granularity::PerGroup(_) => Some(rank - 1),
+        };
+        let parameter_shape: Vec<i64> = axis.map(|axis| shape[axis]).into_iter().collect();
+        if transposed {
+            shape.swap(rank - 1, rank - 2);
+            axis = axis.map(|axis| if axis + 2 >= rank { 2 * rank - 3 - axis } else { axis });
+        }
+        let suffix = if transposed { "_transposed" } else { "" };
+        let codes_name = self.names.fresh(&format!("{name}{suffix}_quantized"));
+        let id = self.deferred.len();
+        self.deferred.push(if transposed { Content::TransposedCodes(tensor) } else { Content::Codes(tensor) });
+        let len = tensor::packed_bytes(scheme.codes.bits() as usize, info.elements()).expect("readers have checked sizes") as u64;
+        let code_type = element_code(scheme.codes);
+        let codes = TensorProto {
+            name: codes_name,
+            data_type: Some(code_type),
+            dims: shape,
+            raw_data: Some(Payload::Deferred { id, len }),
+            ..TensorProto::default()
+        };
+        let (scale_type, scale_dtype) = scale_type(info.dtype, layer.path.cast_to);
+        let scales: Vec<f32> = params.iter().map(|params| params.scale).collect();
+        let mut scale_bytes = vec![0; scales.len() * scale_dtype.bytes().unwrap_or(4) as usize];
+        encode_f32(scale_dtype, &scales, &mut scale_bytes);
+        let zero_points: Vec<i32> = params.iter().map(|params| params.zero_point).collect();
+        let is_symmetric = zero_points.iter().all(|zero_point| *zero_point == 0);
+        let scale = TensorProto::raw(self.names.fresh(&format!("{name}_scale")), scale_type, &parameter_shape, scale_bytes);
+        let zero_point_name = self.names.fresh(&format!("{name}_zero_point"));
+        let zero_point = TensorProto::raw(zero_point_name, code_type, &parameter_shape, pack_codes(scheme.codes, &zero_points));
+        let edits = &mut self.edits[scope];
+        let names = WeightNames {
+            codes: edits.add(codes),
+            scale: edits.add(scale),
+            zero_point: edits.add(zero_point),
+            axis,
+            block: None,
+            is_symmetric,
+        };
+        self.made.insert(made, names.clone());
+        names
+    }
+
+    /// A constant of shape [n] as a column, [n, 1].
+    pub(super) fn column(&mut self, scope: usize, name: &str) -> String {
+        let column = format!("{name}_column");
+        let edits = &mut self.edits[scope];
+        if let Some(tensor) = edits.initializers.iter().find(|tensor| tensor.name == name).cloned()
+            && !edits.initializers.iter().any(|tensor| tensor.name == column)
+        {
+            let dims = vec![tensor.dims[0], 1];
+            edits.initializers.push(TensorProto { name: column.clone(), dims, ..tensor });
+        }
+        column
+    }
+
+    /// Adds the operators of `domain` to those that the model imports.
+    pub(super) fn import(&mut self, domain: &'static str) {
+        self.imports.insert(domain);
+    }
+
+    /// Makes all changes, in a copy of the model, and drops constants and nodes that nothing takes any more.
+    pub(super) fn finish(self) -> (ModelProto, Vec<Content>) {
+        let Rewriter { onnx, edits, deferred, imports, .. } = self;
+        let mut proto = onnx.file.proto.clone();
+        let mut edits: Vec<Option<Edits>> = edits.into_iter().map(Some).collect();
+        scopes::for_each_mut(&mut proto, &mut |number, graph| {
+            if let Some(edits) = edits.get_mut(number).and_then(Option::take) {
+                edits.apply(graph);
+            }
+        });
+        // Constants that became unused: those of the original whose only uses were rewritten.
+        for domain in imports {
+            if !proto.opset_import.iter().any(|import| import.domain == domain) {
+                proto.opset_import.push(OperatorSetIdProto { domain: domain.into(), version: Some(1), ..Default::default() });
+            }
+        }
+        let used_before = used_names(onnx.file.proto.graph.as_deref());
+        let used_now = used_names(proto.graph.as_deref());
+        scopes::for_each_mut(&mut proto, &mut |_, graph| {
+            graph.initializer.retain(|tensor| used_now.contains(&tensor.name) || !used_before.contains(&tensor.name));
+        });
+        (proto, deferred)
+    }
+}
+
+fn used_names(graph: Option<&GraphProto>) -> std::collections::HashSet<String> {
+    fn collect(graph: &GraphProto, used: &mut std::collections::HashSet<String>) {
+        used.extend(graph.output.iter().map(|value| value.name.clone()));
+        for node in &graph.node {
+            used.extend(node.input.iter().cloned());
+            node.bodies().for_each(|body| collect(body, used));
+        }
+    }
+    let mut used = std::collections::HashSet::new();
+    graph.into_iter().for_each(|graph| collect(graph, &mut used));
+    used
+}
+
+/// The ONNX element type of codes.
+pub(super) fn element_code(codes: CodeType) -> i64 {
+    match codes {
+        CodeType::Int8 => INT8,
+        CodeType::Uint8 => UINT8,
+        CodeType::Int4 => INT4,
+        CodeType::Uint4 => UINT4,
+    }
+}
+
+/// The type of scales, which is also that of dequantized values: the weight's own or what it is cast to; wider types than
+/// f32 have no scales in ONNX.
+fn scale_type(dtype: Dtype, cast_to: Option<i64>) -> (i64, Dtype) {
+    let wanted = cast_to.or_else(|| tensor::code_of(dtype)).unwrap_or(FLOAT);
+    match tensor::element_type(wanted).and_then(|element| element.dtype) {
+        Some(dtype @ (Dtype::F16 | Dtype::BF16)) => (wanted, dtype),
+        _ => (FLOAT, Dtype::F32),
+    }
+}
+
+/// Codes as bytes; those of four bits two to a byte, the first in the low half.
+fn pack_codes(codes: CodeType, values: &[i32]) -> Vec<u8> {
+    match codes.bits() {
+        4 => values.chunks(2).map(|pair| (pair[0] & 15) as u8 | (pair.get(1).copied().unwrap_or(0) as u8) << 4).collect(),
+        _ => values.iter().map(|value| *value as u8).collect(),
+    }
+}

@@ -242,3 +242,120 @@ fn check_location(location: &str) -> Result<(), String> {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::onnx::proto::StringStringEntryProto;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    /// A model of one constant, `[1, 2, 3, 4]` as bytes, that lies where the keys say.
+    fn model(keys: &[(&str, &str)]) -> Vec<u8> {
+        let entry =
+            |(key, value): &(&str, &str)| StringStringEntryProto { key: (*key).into(), value: (*value).into(), ..Default::default() };
+        let tensor = TensorProto {
+            name: "w".into(),
+            data_type: Some(super::super::tensor::UINT8),
+            dims: vec![4],
+            data_location: Some(EXTERNAL),
+            external_data: keys.iter().map(entry).collect(),
+            ..Default::default()
+        };
+        let graph = GraphProto { initializer: vec![tensor], ..Default::default() };
+        let import = super::super::proto::OperatorSetIdProto { version: Some(21), ..Default::default() };
+        let model = ModelProto { ir_version: Some(10), opset_import: vec![import], graph: Some(Box::new(graph)), ..Default::default() };
+        model.to_bytes().unwrap()
+    }
+
+    fn values(path: &Path, options: &ReadOptions) -> Result<Vec<u8>> {
+        let file = super::super::open(MappedFile::open(path)?, options)?;
+        assert_eq!(file.files.len(), 2);
+        assert!(file.has_external_data);
+        Ok(file.proto.graph.unwrap().initializer[0].contents().unwrap().to_vec())
+    }
+
+    fn expect(result: Result<Vec<u8>>, expected: Result<&[u8], (u8, &str)>, case: &str) {
+        match (result, expected) {
+            (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{case}"),
+            (Err(found), Err((exit, message))) => {
+                assert!(found.exit_code() == exit && found.to_string().contains(message), "{case}: {found}");
+            }
+            (found, expected) => panic!("{case}: expected {expected:?}, found {found:?}"),
+        }
+    }
+
+    #[test]
+    fn keys_say_which_part_of_which_file() {
+        const SHA1: &str = "531685DA6D51198F814AB5F35B0201297FA49D74";
+        let all: Result<&[u8], _> = Ok(&[1, 2, 3, 4]);
+        type Case<'a> = (&'a [(&'a str, &'a str)], Result<&'a [u8], (u8, &'a str)>);
+        let cases: &[Case<'_>] = &[
+            (&[("location", "a/data"), ("offset", "2"), ("length", "4")], all),
+            (&[("location", "./a//data"), ("offset", "2"), ("length", "4"), ("prepacked_0", "x")], all),
+            (&[("location", "a/data"), ("offset", "3")], Ok(&[2, 3, 4, 5])),
+            (&[("location", "onnx::data"), ("offset", "3")], Err((4, "onnx::data"))),
+            (&[("location", "a/data"), ("offset", "2")], Err((1, "expected 4 bytes for uint8 [4], found 5"))),
+            (&[("location", "a/data"), ("length", "3")], Err((1, "expected 4 bytes for uint8 [4], found 3"))),
+            (&[("location", "a/data"), ("offset", "8")], Err((1, "offset: expected at most the file's 7 bytes, found 8"))),
+            (&[("location", "a/data"), ("offset", "4"), ("length", "4")], Err((1, "at most 3 bytes from offset 4, found 4"))),
+            (&[("location", "a/data"), ("offset", "+2")], Err((1, "offset: expected a number of bytes"))),
+            (&[("location", "a/data"), ("offset", "")], Err((1, "offset: expected a number of bytes"))),
+            (&[("location", "a/data"), ("offset", "1"), ("offset", "2")], Err((1, "offset: expected at most one"))),
+            (&[("location", "a/data"), ("offset", "3"), ("checksum", "00")], Err((1, "checksum"))),
+            (&[("location", "a/data"), ("offset", "3"), ("checksum", SHA1)], Ok(&[2, 3, 4, 5])),
+            (&[("location", "a/missing")], Err((4, "a/missing"))),
+            (&[("location", "missing/data")], Err((4, "missing/data"))),
+            (&[("location", "a")], Err((1, "a directory"))),
+            (&[("location", "a/..")], Err((1, "below"))),
+            (&[("location", "a\0b")], Err((1, "below"))),
+            (&[], Err((1, "location: expected one"))),
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("a")).unwrap();
+        fs::write(dir.path().join("a/data"), [0, 0, 1, 2, 3, 4, 5]).unwrap();
+        let path = dir.path().join("model.onnx");
+        for (keys, expected) in cases {
+            fs::write(&path, model(keys)).unwrap();
+            let result = values(&path, &ReadOptions::default());
+            expect(result, *expected, &format!("{keys:?}"));
+        }
+    }
+
+    #[test]
+    fn links_lead_no_further_than_the_model_and_its_store() {
+        let data = [("location", "data")];
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        for dir in ["hub/snapshots/main", "hub/blobs", "real", "linked", "outside"] {
+            fs::create_dir_all(at(dir)).unwrap();
+        }
+        fs::write(at("outside/data"), [9, 9, 9, 9]).unwrap();
+        for (file, content) in [("hub/blobs/abc", &model(&data)[..]), ("hub/blobs/def", &[1, 2, 3, 4])] {
+            fs::write(at(file), content).unwrap();
+        }
+        symlink("../../blobs/abc", at("hub/snapshots/main/model.onnx")).unwrap();
+        symlink("../../blobs/def", at("hub/snapshots/main/data")).unwrap();
+        fs::write(at("real/model.onnx"), model(&data)).unwrap();
+        fs::write(at("real/data"), [5, 6, 7, 8]).unwrap();
+        symlink(at("real/model.onnx"), at("linked/model.onnx")).unwrap();
+        fs::write(at("outside/model.onnx"), model(&[("location", "d/data")])).unwrap();
+        symlink(at("real"), at("outside/d")).unwrap();
+
+        let strict = ReadOptions::default();
+        let lenient = ReadOptions { follow_symlinks: true, ..strict };
+        expect(values(&at("hub/snapshots/main/model.onnx"), &strict), Ok(&[1, 2, 3, 4]), "Hugging Face cache");
+        expect(values(&at("linked/model.onnx"), &strict), Ok(&[5, 6, 7, 8]), "beside the model that the link means");
+        symlink(at("real/data"), at("linked/data")).unwrap();
+        expect(values(&at("linked/model.onnx"), &strict), Ok(&[5, 6, 7, 8]), "a link to there");
+        expect(values(&at("outside/model.onnx"), &strict), Err((1, "leads out")), "a directory elsewhere");
+        expect(values(&at("outside/model.onnx"), &lenient), Ok(&[5, 6, 7, 8]), "the same, trusted");
+        fs::remove_file(at("real/data")).unwrap();
+        symlink(at("outside/data"), at("real/data")).unwrap();
+        expect(values(&at("real/model.onnx"), &strict), Err((1, "leads out")), "a file elsewhere");
+        expect(values(&at("linked/model.onnx"), &strict), Err((1, "leads out")), "by way of a link");
+        fs::remove_file(at("real/data")).unwrap();
+        symlink("data", at("real/data")).unwrap();
+        expect(values(&at("real/model.onnx"), &strict), Err((4, "open")), "a circle of links");
+    }
+}

@@ -40,9 +40,15 @@ pub(crate) fn recognizes(bytes: &[u8]) -> bool {
 /// [`Error::Malformed`] or [`Error::Tensor`] if it is not a valid model, [`Error::Limit`] if it exceeds one of `options`,
 /// [`Error::Io`] if a file that it refers to cannot be read.
 pub(crate) fn open(file: MappedFile, options: &ReadOptions) -> Result<OnnxFile> {
-    let mut files = vec![Arc::new(file)];
-    let path = files[0].path().to_owned();
-    let mut proto = parse(&path, files[0].to_bytes(), options)?;
+    let file = Arc::new(file);
+    read(file.clone(), file.to_bytes(), options)
+}
+
+/// Reads a model from `bytes`, the content of `file`.
+fn read(file: Arc<MappedFile>, bytes: Bytes, options: &ReadOptions) -> Result<OnnxFile> {
+    let path = file.path().to_owned();
+    let mut files = vec![file];
+    let mut proto = parse(&path, bytes, options)?;
     let has_external_data = external::resolve(&mut proto, &mut files, options)?;
     check::check(&path, &proto, options)?;
     Ok(OnnxFile { path, proto, files, has_external_data })

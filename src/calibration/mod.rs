@@ -1,3 +1,4 @@
 //! OBSERVE activations: samples run through the float model, and what its values were.
 
 pub mod array;
+pub mod engine;

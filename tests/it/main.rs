@@ -4,6 +4,7 @@ mod corpus;
 mod destination;
 mod determinism;
 mod directory;
+mod engine;
 mod golden;
 mod interruption;
 mod options;

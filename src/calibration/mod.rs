@@ -2,3 +2,5 @@
 
 pub mod array;
 pub mod engine;
+pub(crate) mod observe;
+pub mod samples;

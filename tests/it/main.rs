@@ -9,6 +9,7 @@ mod golden;
 mod interruption;
 mod options;
 mod quantize;
+mod samples;
 mod schema;
 mod selection;
 mod support;

@@ -2,5 +2,4 @@
 
 pub mod array;
 pub mod engine;
-pub(crate) mod observe;
 pub mod samples;

@@ -17,6 +17,9 @@ use crate::graph::index::GraphIndex;
 use crate::graph::names::Names;
 use std::collections::{HashMap, HashSet};
 
+/// Longest chain that is folded into a layer. Exporters write three or four.
+const ROUNDS: usize = 16;
+
 /// One value for each channel.
 struct Affine {
     factor: Vec<f64>,
@@ -53,7 +56,7 @@ pub(super) fn fold(graph: &mut GraphProto, opset: i64, names: &mut Names, folded
     if opset < 7 {
         return;
     }
-    loop {
+    for _ in 0..ROUNDS {
         let plans = plans(graph, opset);
         if plans.is_empty() {
             return;

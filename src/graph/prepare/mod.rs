@@ -15,10 +15,10 @@
 //! that is an output or that a body of control flow takes. Functions of the model are left alone.
 
 mod affine;
-mod bodies;
 mod constants;
 mod fold;
 mod pass_through;
+mod visible;
 mod weights;
 
 #[cfg(test)]
@@ -27,8 +27,8 @@ mod tests;
 use super::names::Names;
 use super::sweep;
 use super::version::raise_ir;
-use crate::formats::onnx::proto::{GraphProto, ModelProto, TensorProto};
-use std::collections::BTreeMap;
+use crate::formats::onnx::proto::{GraphProto, ModelProto};
+use visible::Visible;
 
 /// Constants of more elements are not computed, nor stored twice: 65,536.
 const SMALL: usize = 1 << 16;
@@ -79,7 +79,7 @@ pub(crate) fn prepare(model: &mut ModelProto, options: PrepareOptions) -> Prepar
     let (mut names, opset) = (Names::of(model), model.opset());
     let mut run = Run { options, opset, names: &mut names, prepared: Prepared::default() };
     if let Some(graph) = &mut model.graph {
-        run.graph(graph, &BTreeMap::new());
+        run.graph(graph, &Visible::default());
     }
     run.prepared
 }
@@ -94,7 +94,7 @@ struct Run<'n> {
 
 impl Run<'_> {
     /// One graph and its bodies. `outer` are the constants of the graphs around it.
-    fn graph(&mut self, graph: &mut GraphProto, outer: &BTreeMap<String, TensorProto>) {
+    fn graph(&mut self, graph: &mut GraphProto, outer: &Visible<'_>) {
         let unused = sweep::unused(graph);
         self.prepared.constants += constants::to_initializers(graph);
         self.prepared.removed += pass_through::remove(graph, self.opset, outer);
@@ -109,12 +109,8 @@ impl Run<'_> {
             affine::fold(graph, self.opset, self.names, &mut self.prepared.folded);
         }
         if graph.node.iter().any(|node| node.bodies().next().is_some()) {
-            let scope = fold::constants(graph, outer);
-            for body in graph.node.iter_mut().flat_map(|node| node.bodies_mut()) {
-                let mut visible = scope.clone();
-                bodies::for_each_definition(body, |name| drop(visible.remove(name)));
-                self.graph(body, &visible);
-            }
+            let visible = Visible::within(graph, outer);
+            graph.node.iter_mut().flat_map(|node| node.bodies_mut()).for_each(|body| self.graph(body, &visible));
         }
         sweep::remove(graph, &unused);
     }

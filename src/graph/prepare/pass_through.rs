@@ -3,25 +3,26 @@
 //! Who took the output takes the input instead. Where the output is the graph's own, the node that produces the input
 //! takes over its name; where the input is the graph's own too, the node stays.
 
-use super::bodies;
+use super::visible::Visible;
 use crate::formats::onnx::proto::{GraphProto, NodeProto, TensorProto};
+use crate::graph::bodies;
 use crate::graph::index::GraphIndex;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 /// Removes such nodes and returns how many. `outer` are the constants of the graphs around this one.
-pub(super) fn remove(graph: &mut GraphProto, opset: i64, outer: &BTreeMap<String, TensorProto>) -> usize {
+pub(super) fn remove(graph: &mut GraphProto, opset: i64, outer: &Visible<'_>) -> usize {
     // What becomes of the names of outputs: the inputs' names, all renaming done.
     let mut inward: HashMap<String, String> = HashMap::new();
     // Values that get the name of an output of the graph.
     let mut outward: HashMap<String, String> = HashMap::new();
     let mut gone = HashSet::new();
     let index = GraphIndex::new(graph);
-    let shadowed = |name: &str| graph.node.iter().flat_map(NodeProto::bodies).any(|body| bodies::defines(body, name));
+    let defined = bodies::definitions(graph);
     for (i, node) in graph.node.iter().enumerate() {
         let Some((input, output)) = passes_through(node, opset, &index, outer) else { continue };
         let source = inward.get(input).map_or(input, String::as_str).to_owned();
         if !index.is_output(output) {
-            if !index.is_captured(output) || !(shadowed(output) || shadowed(&source)) {
+            if !index.is_captured(output) || !(defined.contains(output) || defined.contains(source.as_str())) {
                 inward.insert(output.to_owned(), source);
                 gone.insert(i);
             }
@@ -59,12 +60,7 @@ pub(super) fn remove(graph: &mut GraphProto, opset: i64, outer: &BTreeMap<String
 }
 
 /// The input and the output of a node that only hands on its input.
-fn passes_through<'n>(
-    node: &'n NodeProto,
-    opset: i64,
-    index: &GraphIndex<'_>,
-    outer: &BTreeMap<String, TensorProto>,
-) -> Option<(&'n str, &'n str)> {
+fn passes_through<'n>(node: &'n NodeProto, opset: i64, index: &GraphIndex<'_>, outer: &Visible<'_>) -> Option<(&'n str, &'n str)> {
     let (input, output) = (node.input(0)?, node.output.first().filter(|name| !name.is_empty())?);
     let is_unused = |name: &String| name.is_empty() || (index.uses(name).is_empty() && !index.is_visible(name));
     let passes = match node.op_type.as_str() {

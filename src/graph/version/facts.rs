@@ -14,11 +14,22 @@ use std::collections::{HashMap, HashSet};
 struct Known {
     element: Option<i64>,
     rank: Option<usize>,
+    /// Number of elements, if there is one dimension: the length of shapes is the number of dimensions elsewhere.
+    len: Option<usize>,
+}
+
+impl Known {
+    fn of(tensor: &TensorProto) -> Self {
+        let len = if tensor.dims.len() == 1 { tensor.elements().ok() } else { None };
+        Known { element: tensor.data_type, rank: Some(tensor.dims.len()), len }
+    }
 }
 
 /// What is known of the values of a graph and of those around it.
-#[derive(Clone, Default)]
-pub(super) struct Facts {
+#[derive(Default)]
+pub(super) struct Facts<'o> {
+    /// What is known around the graph.
+    outer: Option<&'o Facts<'o>>,
     /// Whether the only floats of the model are those of 32 bits.
     only_floats: bool,
     known: HashMap<String, Known>,
@@ -26,15 +37,15 @@ pub(super) struct Facts {
     used: HashSet<String>,
 }
 
-impl Facts {
+impl<'o> Facts<'o> {
     /// Nothing but whether the model's only floats are those of 32 bits.
     pub(super) fn new(only_floats: bool) -> Self {
         Facts { only_floats, ..Facts::default() }
     }
 
     /// What is known in a graph, given what is known around it.
-    pub(super) fn of(graph: &GraphProto, outer: &Facts) -> Self {
-        let mut facts = outer.clone();
+    pub(super) fn of(graph: &GraphProto, outer: &'o Facts<'o>) -> Self {
+        let mut facts = Facts { outer: Some(outer), ..Facts::new(outer.only_floats) };
         let index = GraphIndex::new(graph);
         facts.used = graph
             .node
@@ -44,7 +55,7 @@ impl Facts {
             .cloned()
             .collect();
         for tensor in &graph.initializer {
-            facts.know(&tensor.name, Known { element: tensor.data_type, rank: Some(tensor.dims.len()) });
+            facts.know(&tensor.name, Known::of(tensor));
             if !index.is_input(&tensor.name) {
                 facts.constants.insert(tensor.name.clone(), tensor.clone());
             }
@@ -54,7 +65,7 @@ impl Facts {
             if let (true, Some(tensor), Some(output)) =
                 (node.is("Constant"), node.attribute("value").and_then(|a| a.t.as_deref()), node.output.first())
             {
-                facts.know(output, Known { element: tensor.data_type, rank: Some(tensor.dims.len()) });
+                facts.know(output, Known::of(tensor));
                 facts.constants.insert(output.clone(), tensor.clone());
             }
             for (i, output) in node.output.iter().enumerate() {
@@ -67,18 +78,27 @@ impl Facts {
 
     /// The element type of a value.
     pub(super) fn element(&self, value: &str) -> Option<i64> {
-        let known = self.known.get(value).and_then(|known| known.element);
-        known.or_else(|| (self.only_floats && !value.is_empty()).then_some(FLOAT))
+        self.get(value).element.or_else(|| (self.only_floats && !value.is_empty()).then_some(FLOAT))
     }
 
     /// The number of dimensions of a value.
     pub(super) fn rank(&self, value: &str) -> Option<usize> {
-        self.known.get(value).and_then(|known| known.rank)
+        self.get(value).rank
+    }
+
+    fn get(&self, value: &str) -> Known {
+        match self.known.get(value) {
+            Some(known) => *known,
+            None => self.outer.map(|outer| outer.get(value)).unwrap_or_default(),
+        }
     }
 
     /// The constant of this name.
     pub(super) fn constant(&self, value: &str) -> Option<&TensorProto> {
-        self.constants.get(value)
+        match self.known.get(value) {
+            Some(_) => self.constants.get(value),
+            None => self.outer?.constant(value),
+        }
     }
 
     /// Whether an output of a node of this graph goes anywhere.
@@ -86,102 +106,101 @@ impl Facts {
         self.used.contains(value)
     }
 
-    /// Takes in what is new.
+    /// Takes in what is new. Where the model declares another number of dimensions than follows, neither is believed.
     fn know(&mut self, value: &str, new: Known) {
         let known = self.known.entry(value.to_owned()).or_default();
         known.element = known.element.or(new.element);
-        known.rank = known.rank.or(new.rank);
+        known.rank = match (known.rank, new.rank) {
+            (Some(old), Some(new)) if old != new => None,
+            (old, new) => old.or(new),
+        };
+        known.len = known.len.or(new.len);
     }
 
     /// What follows for an output of a node from its inputs.
     fn inferred(&self, node: &NodeProto, output: usize) -> Known {
-        let known = |i: usize| node.input(i).and_then(|name| self.known.get(name)).copied().unwrap_or_default();
+        let known = |i: usize| node.input(i).map(|name| self.get(name)).unwrap_or_default();
         let first = known(0);
-        let ranks = || (0..node.input.len()).map(|i| known(i).rank).collect::<Option<Vec<_>>>();
-        let with = |rank: Option<usize>| Known { rank, ..first };
-        let int = |name: &str, default| node.int(name, default);
-        let count = |attribute: &str, input: usize| {
-            let named = node.attribute(attribute).map(|attribute| attribute.ints.len());
-            named.or_else(|| self.constant(node.input(input)?)?.elements().ok())
+        let highest = || (0..node.input.len()).map(|i| known(i).rank).try_fold(0, |highest, rank| Some(rank?.max(highest)));
+        let ranked = |rank: Option<usize>| Known { rank, len: None, ..first };
+        let line = |len: Option<usize>| Known { rank: Some(1), len, ..first };
+        let axes = || match node.attribute("axes") {
+            Some(axes) => Some(axes.ints.len()),
+            None => known(1).len,
         };
         match node.op_type.as_str() {
-            _ if !node.is_standard() => Known::default(),
-            "Abs"
-            | "BatchNormalization"
-            | "AveragePool"
-            | "Ceil"
-            | "Clip"
-            | "Concat"
-            | "Conv"
-            | "ConvTranspose"
-            | "CumSum"
-            | "Elu"
-            | "Erf"
-            | "Exp"
-            | "Floor"
-            | "GlobalAveragePool"
-            | "GlobalMaxPool"
-            | "HardSigmoid"
-            | "HardSwish"
-            | "Hardmax"
-            | "Identity"
-            | "InstanceNormalization"
-            | "LRN"
-            | "LayerNormalization"
-            | "LeakyRelu"
-            | "Log"
-            | "LogSoftmax"
-            | "LpNormalization"
-            | "MeanVarianceNormalization"
-            | "Neg"
-            | "PRelu"
-            | "Pad"
-            | "Reciprocal"
-            | "Relu"
-            | "Resize"
-            | "Round"
-            | "Selu"
-            | "Sigmoid"
-            | "Sign"
-            | "Slice"
-            | "Softmax"
-            | "Softplus"
-            | "Softsign"
-            | "Split"
-            | "Sqrt"
-            | "Tanh"
-            | "ThresholdedRelu"
-            | "Tile"
-            | "Transpose"
-            | "Upsample" => first,
-            "Dropout" | "MaxPool" if output == 0 => first,
-            "Add" | "Div" | "Max" | "Mean" | "Min" | "Mul" | "Pow" | "Sub" | "Sum" => {
-                with(ranks().and_then(|ranks| ranks.into_iter().max()))
+            _ if !node.is_standard() || (output > 0 && !SEVERAL_OUTPUTS.contains(&node.op_type.as_str())) => Known::default(),
+            "Shape" => {
+                let whole = node.attribute("start").is_none() && node.attribute("end").is_none();
+                Known { element: Some(INT64), rank: Some(1), len: first.rank.filter(|_| whole) }
             }
+            "Concat" if first.rank == Some(1) => line((0..node.input.len()).map(|i| known(i).len).sum()),
+            "Slice" if first.rank == Some(1) => line(first.len.and_then(|len| self.sliced(node, len))),
+            "Gather" if first.rank == Some(1) => Known { element: first.element, ..known(1) },
+            "Gather" => ranked(first.rank.zip(known(1).rank).and_then(|(data, indices)| (data + indices).checked_sub(1))),
             "Cast" => Known { element: node.attribute("to").and_then(|to| to.i), ..first },
-            "Shape" => Known { element: Some(INT64), rank: Some(1) },
-            "Flatten" | "Gemm" => with(Some(2)),
-            "MatMul" => with(ranks().filter(|ranks| ranks.iter().all(|rank| *rank >= 2)).and_then(|ranks| ranks.into_iter().max())),
-            "Gather" => with(ranks().and_then(|ranks| ranks.into_iter().sum::<usize>().checked_sub(1))),
-            "Reshape" => with(node.input(1).and_then(|shape| self.constant(shape)).and_then(|shape| shape.elements().ok())),
-            "Unsqueeze" => with(first.rank.zip(count("axes", 1)).and_then(|(rank, axes)| rank.checked_add(axes))),
-            "Squeeze" => with(first.rank.zip(count("axes", 1)).and_then(|(rank, axes)| rank.checked_sub(axes))),
-            "GRU" | "LSTM" | "RNN" => with(Some(if output == 0 { 4 } else { 3 })),
-            "ReduceL1" | "ReduceL2" | "ReduceLogSum" | "ReduceLogSumExp" | "ReduceMax" | "ReduceMean" | "ReduceMin" | "ReduceProd"
-            | "ReduceSum" | "ReduceSumSquare" => with(if int("keepdims", 1) != 0 {
-                first.rank
-            } else {
-                first.rank.zip(count("axes", 1)).and_then(|(rank, axes)| rank.checked_sub(axes))
+            "Flatten" | "Gemm" => ranked(Some(2)),
+            "MatMul" => ranked(highest().filter(|_| (0..2).all(|i| known(i).rank >= Some(2)))),
+            "Reshape" => ranked(known(1).len),
+            "Unsqueeze" if first.rank == Some(0) && axes() == Some(1) => line(Some(1)),
+            "Unsqueeze" => ranked(first.rank.zip(axes()).map(|(rank, axes)| rank + axes)),
+            "Squeeze" => ranked(first.rank.zip(axes()).and_then(|(rank, axes)| rank.checked_sub(axes))),
+            "GRU" | "LSTM" | "RNN" => ranked(Some(if output == 0 { 4 } else { 3 })),
+            op_type if op_type.starts_with("Reduce") => ranked(match node.int("keepdims", 1) {
+                0 => first.rank.zip(axes()).and_then(|(rank, axes)| rank.checked_sub(axes)),
+                _ => first.rank,
             }),
+            op_type if BROADCASTING.contains(&op_type) => ranked(highest()),
+            op_type if SAME_SHAPE.contains(&op_type) => first,
+            op_type if SAME_RANK.contains(&op_type) => ranked(first.rank),
             _ => Known::default(),
         }
     }
+
+    /// Number of elements of a slice of so many along one axis, forwards from a constant to a constant.
+    fn sliced(&self, node: &NodeProto, len: usize) -> Option<usize> {
+        let one = |attribute: &str, input: usize| {
+            let constant = node.input(input).and_then(|name| self.constant(name)).and_then(TensorProto::to_ints);
+            let values = constant.or_else(|| node.attribute(attribute).map(|attribute| attribute.ints.clone()))?;
+            <[i64; 1]>::try_from(values).ok().map(|[value]| value)
+        };
+        if node.input(4).is_some() && one("steps", 4) != Some(1) {
+            return None;
+        }
+        let size = i64::try_from(len).ok()?;
+        let place = |at: i64| (if at < 0 { at.saturating_add(size) } else { at }).clamp(0, size);
+        usize::try_from(place(one("ends", 2)?) - place(one("starts", 1)?)).ok()
+    }
 }
+
+/// Operators whose outputs other than the first are known too.
+const SEVERAL_OUTPUTS: &[&str] = &["GRU", "LSTM", "RNN", "Split"];
+
+/// Operators of inputs of one type that broadcast.
+const BROADCASTING: &[&str] = &["Add", "Div", "Max", "Mean", "Min", "Mul", "Pow", "Sub", "Sum"];
+
+/// Operators whose output has the type and the shape of their first input.
+#[rustfmt::skip]
+const SAME_SHAPE: &[&str] = &[
+    "Abs", "BatchNormalization", "Ceil", "Clip", "CumSum", "Dropout", "Elu", "Erf", "Exp", "Floor", "HardSigmoid", "HardSwish", "Hardmax",
+    "Identity", "InstanceNormalization", "LRN", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "LpNormalization",
+    "MeanVarianceNormalization", "Neg", "PRelu", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Softmax", "Softplus", "Softsign",
+    "Sqrt", "Tanh", "ThresholdedRelu",
+];
+
+/// Operators whose output has the type and the number of dimensions of their first input.
+#[rustfmt::skip]
+const SAME_RANK: &[&str] = &[
+    "AveragePool", "Concat", "Conv", "ConvTranspose", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "Pad", "Resize", "Slice", "Split",
+    "Tile", "Transpose", "Upsample",
+];
 
 /// What a model declares of a value.
 fn declared(value: &ValueInfoProto) -> Known {
     let Some(tensor) = value.r#type.as_deref().and_then(|value| value.tensor_type.as_deref()) else { return Known::default() };
-    Known { element: tensor.elem_type.filter(|code| *code != 0), rank: tensor.shape.as_deref().map(|shape| shape.dim.len()) }
+    let dims = tensor.shape.as_deref().map(|shape| &shape.dim);
+    let len = dims.filter(|dims| dims.len() == 1).and_then(|dims| dims[0].dim_value).and_then(|len| usize::try_from(len).ok());
+    Known { element: tensor.elem_type.filter(|code| *code != 0), rank: dims.map(Vec::len), len }
 }
 
 /// Whether nothing in a model is, or becomes, a float of another size than 32 bits.

@@ -114,7 +114,7 @@ struct Raise<'n> {
 }
 
 impl Raise<'_> {
-    fn graph(&mut self, graph: &mut GraphProto, outer: &Facts) -> Result<(), String> {
+    fn graph(&mut self, graph: &mut GraphProto, outer: &Facts<'_>) -> Result<(), String> {
         let facts = Facts::of(graph, outer);
         let unused = sweep::unused(graph);
         for mut node in std::mem::take(&mut graph.node) {
@@ -138,7 +138,7 @@ impl Raise<'_> {
 
 /// What the conversion of one node may look at, and what it adds to the graph.
 struct Step<'s> {
-    facts: &'s Facts,
+    facts: &'s Facts<'s>,
     names: &'s mut Names,
     /// The version that the model is raised to in the end.
     to: i64,

@@ -22,7 +22,7 @@ use crate::formats::onnx::proto::NodeProto;
 pub(super) type Convert = fn(&mut NodeProto, &mut Step<'_>) -> Result<(), String>;
 
 /// Operator, version, and what it takes to get there.
-const STEPS: &[(&str, i64, Convert)] = &[
+pub(super) const STEPS: &[(&str, i64, Convert)] = &[
     // `spatial` went; outputs of training changed.
     ("BatchNormalization", 9, rewrite::batch_normalization_without_spatial),
     ("BatchNormalization", 14, rewrite::batch_normalization_for_inference),

@@ -146,9 +146,12 @@ pub(super) fn range(_node: &NodeProto, inputs: &[Option<Constant>]) -> Option<Co
     Constant::from_numbers(start.code, vec![count], &Numbers::Ints(values))
 }
 
+/// Where the elements of two constants are that meet in each element of a result, row-major.
+type Places = Vec<(usize, usize)>;
+
 /// The shape that two shapes broadcast to, and for each of its elements the places of the two that meet there. Nothing
 /// if they do not match or the result is not [`SMALL`].
-fn broadcast(a: &[usize], b: &[usize]) -> Option<(Vec<usize>, Vec<(usize, usize)>)> {
+fn broadcast(a: &[usize], b: &[usize]) -> Option<(Vec<usize>, Places)> {
     let rank = a.len().max(b.len());
     let padded = |shape: &[usize]| [vec![1; rank - shape.len()], shape.to_vec()].concat();
     let (a, b) = (padded(a), padded(b));

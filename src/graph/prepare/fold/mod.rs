@@ -10,8 +10,9 @@ mod movement;
 mod value;
 
 use super::SMALL;
-use crate::formats::onnx::proto::{GraphProto, NodeProto, TensorProto};
-use std::collections::{BTreeMap, HashSet};
+use super::visible::Visible;
+use crate::formats::onnx::proto::{GraphProto, NodeProto};
+use std::collections::HashSet;
 use value::Constant;
 
 /// What a node computes from its inputs; nothing, if it is unusual.
@@ -48,19 +49,9 @@ const OPERATORS: &[(&str, Compute)] = &[
 const VIEWS: &[(&str, Compute)] =
     &[("Flatten", movement::flatten), ("Reshape", movement::reshape), ("Squeeze", movement::squeeze), ("Unsqueeze", movement::unsqueeze)];
 
-/// The constants that nodes of `graph` can see: its own, and those of `outer` that it does not hide.
-pub(super) fn constants(graph: &GraphProto, outer: &BTreeMap<String, TensorProto>) -> BTreeMap<String, TensorProto> {
-    let mut visible = outer.clone();
-    super::bodies::for_each_definition(graph, |name| drop(visible.remove(name)));
-    let inputs: HashSet<&str> = graph.input.iter().map(|value| value.name.as_str()).collect();
-    let own = graph.initializer.iter().filter(|tensor| !inputs.contains(tensor.name.as_str()));
-    visible.extend(own.map(|tensor| (tensor.name.clone(), tensor.clone())));
-    visible
-}
-
 /// Replaces nodes of constants by their values and returns how many. `outer` are the constants of the graphs around.
-pub(super) fn compute(graph: &mut GraphProto, outer: &BTreeMap<String, TensorProto>) -> usize {
-    let mut known = constants(graph, outer);
+pub(super) fn compute(graph: &mut GraphProto, outer: &Visible<'_>) -> usize {
+    let mut known = Visible::within(graph, outer);
     let outputs: HashSet<String> = graph.output.iter().map(|value| value.name.clone()).collect();
     let before = graph.node.len();
     let initializers = &mut graph.initializer;
@@ -70,7 +61,7 @@ pub(super) fn compute(graph: &mut GraphProto, outer: &BTreeMap<String, TensorPro
             return true;
         }
         let Some(tensor) = evaluate(node, &known).map(|value| value.into_tensor(output.clone())) else { return true };
-        known.insert(output.clone(), tensor.clone());
+        known.insert(tensor.clone());
         initializers.push(tensor);
         false
     });
@@ -78,7 +69,7 @@ pub(super) fn compute(graph: &mut GraphProto, outer: &BTreeMap<String, TensorPro
 }
 
 /// The value of a node whose inputs are all constant.
-fn evaluate(node: &NodeProto, known: &BTreeMap<String, TensorProto>) -> Option<Constant> {
+fn evaluate(node: &NodeProto, known: &Visible<'_>) -> Option<Constant> {
     if !node.is_standard() || node.attribute.iter().any(|attribute| !attribute.ref_attr_name.is_empty()) {
         return None;
     }

@@ -1,7 +1,10 @@
 //! CHOOSE: what becomes of every tensor, and why, before any value is read.
 
 use crate::error::{Error, Result, show_name};
+use crate::graph::activations::{self, QuantizedValues};
+use crate::graph::index::GraphIndex;
 use crate::graph::onnx_model::OnnxModel;
+use crate::graph::scopes::TOP;
 use crate::graph::weights::Layer;
 use crate::model::{Model, ModelTensor, Role};
 use crate::observers::{ObserverChoice, Target};
@@ -63,6 +66,8 @@ pub(crate) enum LayerMode {
     WeightOnly,
     /// In integers, with activations quantized when it runs.
     Dynamic,
+    /// In integers, with activations quantized by ranges that are known before.
+    Static,
 }
 
 /// Decisions for all tensors of a model, in the model's order.
@@ -71,6 +76,10 @@ pub struct Plan {
     pub decisions: Vec<Decision>,
     /// One for each layer of an ONNX model.
     pub(crate) layers: Vec<LayerMode>,
+    /// The values of an ONNX model that are quantized with known ranges.
+    pub(crate) values: QuantizedValues,
+    /// The codes of activations.
+    pub(crate) activation_codes: CodeType,
 }
 
 impl Plan {
@@ -89,7 +98,8 @@ impl Plan {
         }
         ObserverChoice::new(&recipe.settings.observer)?;
         let decisions = (0..model.tensors().len()).map(|tensor| decide(model, tensor, recipe)).collect::<Result<_>>()?;
-        let mut plan = Plan { decisions, layers: Vec::new() };
+        let activation_codes = recipe.activations.dtype;
+        let mut plan = Plan { decisions, layers: Vec::new(), values: QuantizedValues::default(), activation_codes };
         plan.choose_modes(model, recipe.mode);
         Ok(plan)
     }
@@ -110,6 +120,9 @@ impl Plan {
                 self.layers[i] = LayerMode::WeightOnly;
             }
         }
+        if let Some(graph) = &onnx.file.proto.graph {
+            self.values = activations::find(onnx, &self.layers, &GraphIndex::new(graph));
+        }
     }
 
     fn layer_mode(&self, model: &Model, onnx: &OnnxModel, layer: &Layer, mode: Mode) -> LayerMode {
@@ -127,10 +140,25 @@ impl Plan {
             "LSTM" => true,
             _ => false,
         };
+        let is_static = layer.scope == TOP && (fits && layer.op != "LSTM" || layer.op == "Conv");
         match mode {
+            Mode::Static if is_f32 && is_int8 && is_static => LayerMode::Static,
             Mode::Auto | Mode::Dynamic | Mode::Static if is_f32 && is_int8 && fits => LayerMode::Dynamic,
             _ => LayerMode::WeightOnly,
         }
+    }
+
+    /// How operators compute with a tensor: the first that takes it, if it is a weight of an ONNX model.
+    pub(crate) fn mode_of(&self, model: &Model, tensor: usize) -> Option<&'static str> {
+        let onnx = model.onnx()?;
+        let takes = |layer: &&Layer| onnx.tensor(&layer.weight) == Some(tensor);
+        let (_, mode) = onnx.weights.layers.iter().zip(&self.layers).find(|(layer, _)| takes(layer))?;
+        Some(match mode {
+            LayerMode::Keep => "float",
+            LayerMode::WeightOnly => "weight-only",
+            LayerMode::Dynamic => "dynamic",
+            LayerMode::Static => "static",
+        })
     }
 
     /// The scheme of a tensor that is quantized.
@@ -184,20 +212,34 @@ fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
         return Err(Error::Usage(found).with_hint("give such tensors a rule of their own, or --exclude them"));
     };
     let convention = settings.convention.unwrap_or_else(|| model.default_convention());
-    let rule = ParamRule {
-        blocked: matches!(settings.granularity, Granularity::PerGroup(_)),
-        ..ParamRule::new(convention, settings.weights, settings.symmetric, info.dtype)
+    let rule = ParamRule::new(convention, settings.weights, settings.symmetric, info.dtype);
+    let granularity = match settings.granularity {
+        // Kernels of convolutions have no long axis to divide.
+        Granularity::PerGroup(_) if model.onnx().is_some() && rank != 2 => Granularity::PerChannel,
+        // Operators that use it along different axes leave no axis for channels.
+        Granularity::PerChannel if matches!(stored.role, Role::Weight { axis: None, .. }) => Granularity::PerTensor,
+        granularity => granularity,
     };
+    let rule = ParamRule { blocked: matches!(granularity, Granularity::PerGroup(_)), ..rule };
     Ok(Decision::Quantize(Box::new(TensorScheme {
         codes: settings.weights,
-        granularity: settings.granularity,
+        granularity,
         axis,
-        layout: GroupLayout::new(&info.shape, settings.granularity, axis),
+        layout: match (model.onnx(), granularity) {
+            // Along what a product sums over.
+            (Some(_), Granularity::PerGroup(size)) => GroupLayout::blocks(&info.shape, block_axis(rank, axis), size),
+            (_, granularity) => GroupLayout::new(&info.shape, granularity, axis),
+        },
         observer: ObserverChoice::new(&settings.observer)?,
         rule,
         clip: rule.clip(settings.weights),
         arithmetic: Arithmetic::of(convention, info.dtype),
     })))
+}
+
+/// The axis of blocks of an ONNX weight: of matrices the one that is not the channels', else the last.
+pub(crate) fn block_axis(rank: usize, channels: usize) -> usize {
+    if channels + 1 == rank { rank.saturating_sub(2) } else { rank - 1 }
 }
 
 /// Why a tensor is not a weight that could be quantized, if it is not.

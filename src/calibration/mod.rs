@@ -2,4 +2,6 @@
 
 pub mod array;
 pub mod engine;
+pub(crate) mod observe;
 pub mod samples;
+pub mod stats;

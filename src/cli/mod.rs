@@ -1,5 +1,6 @@
 //! The command line: the only place that knows clap, indicatif and anyhow, prints, and decides exit codes.
 
+mod calibrate;
 mod compare;
 mod completions;
 mod dequantize;
@@ -27,6 +28,8 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Quantize(quantize::Arguments),
+    Calibrate(calibrate::Arguments),
+    Merge(calibrate::MergeArguments),
     Dequantize(dequantize::Arguments),
     Inspect(inspect::Arguments),
     Compare(compare::Arguments),
@@ -71,6 +74,8 @@ pub(crate) fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Done {
     match arguments.command {
         Command::Quantize(arguments) => quantize::run(&arguments),
+        Command::Calibrate(arguments) => calibrate::run(&arguments),
+        Command::Merge(arguments) => calibrate::run_merge(&arguments),
         Command::Dequantize(arguments) => dequantize::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),

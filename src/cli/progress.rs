@@ -1,7 +1,10 @@
-//! A bar of bytes with rate and time left, on a terminal only.
+//! A bar of bytes or samples with rate and time left, on a terminal only.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use qtool::stream::Progress;
+
+const BYTES: &str = "{wide_bar} {bytes} of {total_bytes}  {bytes_per_sec}  {eta} left";
+const SAMPLES: &str = "{wide_bar} sample {pos} of {len}  {per_sec}  {eta} left";
 
 /// Drawn on standard error; does nothing where that is no terminal, or when asked to be quiet.
 pub(super) struct Bar(ProgressBar);
@@ -10,10 +13,13 @@ impl Bar {
     /// A bar that waits to be told of the work.
     pub(super) fn new(quiet: bool) -> Self {
         let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(10) };
-        let bar = ProgressBar::with_draw_target(None, target);
-        let style = ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}  {bytes_per_sec}  {eta} left");
-        bar.set_style(style.expect("the template is well formed"));
-        Bar(bar)
+        Bar(ProgressBar::with_draw_target(None, target))
+    }
+
+    fn start(&self, total: u64, template: &str) {
+        self.0.set_style(ProgressStyle::with_template(template).expect("the template is well formed"));
+        self.0.reset();
+        self.0.set_length(total);
     }
 
     /// Removes the bar.
@@ -24,10 +30,14 @@ impl Bar {
 
 impl Progress for Bar {
     fn begin(&self, total: u64) {
-        self.0.set_length(total);
+        self.start(total, BYTES);
     }
 
-    fn advance(&self, bytes: u64) {
-        self.0.inc(bytes);
+    fn begin_samples(&self, total: u64) {
+        self.start(total, SAMPLES);
+    }
+
+    fn advance(&self, count: u64) {
+        self.0.inc(count);
     }
 }

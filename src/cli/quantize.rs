@@ -6,7 +6,7 @@ use super::progress::Bar;
 use clap::{Args, ValueEnum};
 use qtool::method::Method;
 use qtool::outputs::{OUTPUTS, Output};
-use qtool::pipeline::{Destination, HashSource, Prepared, Request};
+use qtool::pipeline::{CalibrationRequest, Destination, HashSource, Prepared, Request};
 use qtool::quant::scheme::{CodeType, Convention, Granularity};
 use qtool::recipe::{Mode, Pattern, Recipe};
 use qtool::report::terminal;
@@ -36,6 +36,24 @@ pub(super) struct Arguments {
     /// Of an ONNX model, quantize only weights of these operators, such as Conv,MatMul
     #[arg(long, value_name = "TYPES", value_delimiter = ',')]
     op_types: Vec<String>,
+    /// Inputs of an ONNX model: .npz, .npy, .safetensors or .pb files, or directories of them; repeatable
+    #[arg(long, value_name = "PATH")]
+    samples: Vec<PathBuf>,
+    /// Statistics of activations, as `qtool calibrate` writes them; repeatable
+    #[arg(long, value_name = "FILE", conflicts_with = "samples")]
+    stats: Vec<PathBuf>,
+    /// Use only the first samples
+    #[arg(long, value_name = "N")]
+    samples_limit: Option<usize>,
+    /// Type of codes of activations: uint8 or int8 [default: uint8]
+    #[arg(long, value_parser = value::<CodeType>)]
+    activations: Option<CodeType>,
+    /// How ranges of activations are chosen, as --observer [default: min-max]
+    #[arg(long, value_parser = value::<Method>)]
+    activation_observer: Option<Method>,
+    /// Whether zero points of activations are in the middle of the codes [default: asymmetric]
+    #[arg(long, value_enum)]
+    activation_symmetry: Option<Symmetry>,
     /// Rules in TOML or JSON, or the sidecar of an earlier run
     #[arg(long)]
     recipe: Option<PathBuf>,
@@ -104,6 +122,12 @@ pub(super) struct Arguments {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum Symmetry {
+    Symmetric,
+    Asymmetric,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum HashSourceValue {
     Auto,
     Always,
@@ -149,6 +173,13 @@ impl Arguments {
         recipe.allow_non_finite |= self.allow_non_finite;
         recipe.include.extend(self.include.iter().cloned());
         recipe.exclude.extend(self.exclude.iter().cloned());
+        recipe.activations.dtype = self.activations.unwrap_or(recipe.activations.dtype);
+        if let Some(observer) = &self.activation_observer {
+            recipe.activations.observer = observer.clone();
+        }
+        if let Some(symmetry) = self.activation_symmetry {
+            recipe.activations.symmetric = matches!(symmetry, Symmetry::Symmetric);
+        }
         recipe.mode = self.mode.unwrap_or(recipe.mode);
         recipe.op_types.extend(self.op_types.iter().cloned());
         let named = |name: &String| *OUTPUTS.iter().find(|output| output.name() == name).expect("clap has checked the name");
@@ -173,6 +204,12 @@ impl Arguments {
                 HashSourceValue::Header => HashSource::Header,
             },
             seed: self.seed,
+            calibration: CalibrationRequest {
+                samples: self.samples.clone(),
+                stats: self.stats.clone(),
+                limit: self.samples_limit,
+                ..CalibrationRequest::default()
+            },
         })
     }
 }

@@ -10,6 +10,7 @@ pub(crate) mod onnx;
 mod safetensors;
 
 use crate::error::{Error, Result};
+use crate::graph::prepare::{PrepareOptions, prepare};
 use crate::model::Model;
 use mmap::MappedFile;
 use std::path::Path;
@@ -72,7 +73,10 @@ fn looks_like_onnx(bytes: &[u8]) -> bool {
 }
 
 fn open_onnx(file: MappedFile, options: &ReadOptions) -> Result<Model> {
-    crate::graph::onnx_model::into_model(onnx::open(file, options)?)
+    let mut file = onnx::open(file, options)?;
+    // Weights in Constant nodes are weights too.
+    prepare(&mut file.proto, PrepareOptions { fold_constants: false, fold_affine: false });
+    crate::graph::onnx_model::into_model(file)
 }
 
 /// Extensions of formats that other tools read, for messages about a name that disagrees with its content.

@@ -1,6 +1,8 @@
 //! ONNX graphs: who produces and who consumes each value, what is constant, and edits that keep nodes in order.
 
+pub(crate) mod activations;
 pub(crate) mod bodies;
+pub(crate) mod cost;
 pub(crate) mod edits;
 pub(crate) mod index;
 pub(crate) mod names;

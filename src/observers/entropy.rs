@@ -15,7 +15,8 @@
 //! that it is min-max; the default here is 2048. Made for activations with `BINS` well below the number of values; for
 //! a channel of a few thousand weights it costs milliseconds.
 
-use super::numpy_histogram::{Histogram, SymmetricHistogram};
+use super::numpy_histogram::{Histogram, SymmetricHistogram, histogram};
+use super::summary::Summary;
 use super::{Batch, Observer, ObserverEntry, Parameter};
 use crate::quant::params::Range;
 
@@ -24,6 +25,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     parameter: Some(Parameter { name: "BINS", default: 2048.0, min: 128.0, max: 8192.0 }),
     summary: "the range with the least Kullback-Leibler divergence, of a histogram of BINS",
     build: |bins, _| Box::new(Entropy { bins: bins as usize, seen: None }),
+    from_summary: |bins, summary, _| Some(of_summary(bins as usize, summary)),
     joint: None,
     extent_only: false,
 };
@@ -73,8 +75,23 @@ impl Observer for Entropy {
     }
 }
 
+fn of_summary(bins: usize, summary: &Summary) -> Range {
+    let (extent, largest) = (summary.extent, summary.largest());
+    if !(2.0 * largest).is_finite() {
+        return extent;
+    }
+    let empty = histogram(&[0.0; 0].as_slice(), |x| x, bins, -largest, largest);
+    let (low, high) = (empty.edges[0], empty.edges[bins]);
+    let range = least_divergence(&Histogram { counts: summary.even_counts(bins, low, high), ..empty });
+    Range { min: range.min.max(extent.min), max: range.max.min(extent.max) }
+}
+
 fn least_divergence(Histogram { counts, edges }: &Histogram) -> Range {
     let (bins, middle) = (counts.len(), counts.len() / 2);
+    if !edges.is_sorted_by(|a, b| a < b) {
+        // So narrow that f32 cannot tell its bins apart, which is an error in the reference.
+        return Range { min: edges[0], max: edges[bins] };
+    }
     let mut candidate = Candidate::default();
     let mut best = (f32::INFINITY, None);
     for reach in LEVELS / 2..=middle {
@@ -160,7 +177,7 @@ fn smooth(counts: &[u64], smooth: &mut Vec<f32>) -> bool {
 }
 
 /// NumPy's `add.reduce` for f32: eight running sums up to 128 elements, halves beyond.
-fn pairwise_sum(values: &[f32]) -> f32 {
+pub(super) fn pairwise_sum(values: &[f32]) -> f32 {
     let n = values.len();
     if n < 8 {
         return values.iter().fold(-0.0, |sum, value| sum + value);

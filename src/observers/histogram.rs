@@ -9,6 +9,7 @@
 
 mod norm;
 
+use super::summary::Summary;
 use super::{Batch, Observer, ObserverEntry, Values};
 use crate::quant::params::Range;
 use norm::{Norm, torch_sum};
@@ -18,6 +19,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     parameter: None,
     summary: "PyTorch's search for the least L2 error of a histogram",
     build: |_, _| Box::new(TorchHistogram { seen: None }),
+    from_summary: |_, summary, _| Some(of_summary(summary)),
     joint: None,
     extent_only: false,
 };
@@ -61,9 +63,24 @@ impl Observer for TorchHistogram {
     }
 }
 
+fn of_summary(summary: &Summary) -> Range {
+    let extent @ Range { min, max } = summary.extent;
+    if !(max - min).is_finite() {
+        return extent;
+    }
+    let (low, high) = ends(extent);
+    let counts: Vec<f32> = summary.even_counts(BINS, low, high).into_iter().map(|count| count as f32).collect();
+    search(&counts, extent)
+}
+
+/// The ends of the bins, of which a constant has some, too.
+fn ends(Range { min, max }: Range) -> (f32, f32) {
+    if min == max { (min - 1.0, max + 1.0) } else { (min, max) }
+}
+
 /// `torch.histc`: values in even bins over `range`, which contains them.
-fn count(values: &dyn Values, Range { min, max }: Range) -> Vec<f32> {
-    let (low, high) = if min == max { (min - 1.0, max + 1.0) } else { (min, max) };
+fn count(values: &dyn Values, range: Range) -> Vec<f32> {
+    let (low, high) = ends(range);
     let mut counts = vec![0u32; BINS];
     values.for_each_piece(&mut |piece| {
         for value in piece {

@@ -7,9 +7,10 @@
 //! As `memoryless_mse` of [llm-compressor](https://github.com/vllm-project/llm-compressor) with its defaults
 //! (`maxshrink` 0.2, `patience` 5, `grid` 100, `norm` 2.4). The search ends after five steps in which no group of the
 //! tensor improved, so what one group gets depends on the others. Under the convention `compressed-tensors` every step
-//! is rounded to the weight's type as there; sums are taken in f64. "Memoryless": the last batch counts.
+//! is rounded to the weight's type as there; sums are taken in f64. "Memoryless": the last batch counts; of a summary, all do.
 
-use super::{Batch, Observer, ObserverEntry, Target};
+use super::summary::Summary;
+use super::{Batch, Observer, ObserverEntry, Target, Values};
 use crate::quant::kernel::{Arithmetic, dequantize, quantize};
 use crate::quant::params::{ParamRule, Range};
 use crate::quant::scheme::Convention;
@@ -20,7 +21,8 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     parameter: None,
     summary: "llm-compressor's search: up to 20 % narrower than min-max, error to the power 2.4",
     build: |_, target| Box::new(MemorylessMse { target: *target, range: Range::EMPTY }),
-    joint: Some(|groups, _, target| search(groups, &target.rule)),
+    from_summary: |_, summary, target| Some(of_summary(summary, &target.rule)),
+    joint: Some(|groups, _, target| search(&groups.iter().map(Group::of).collect::<Vec<_>>(), &target.rule)),
     extent_only: false,
 };
 
@@ -36,7 +38,7 @@ struct MemorylessMse {
 
 impl Observer for MemorylessMse {
     fn observe(&mut self, batch: Batch<'_>) {
-        self.range = search(&[batch], &self.target.rule)[0];
+        self.range = search(&[Group::of(&batch)], &self.target.rule)[0];
     }
 
     fn range(&self) -> Range {
@@ -44,7 +46,26 @@ impl Observer for MemorylessMse {
     }
 }
 
-fn search(groups: &[Batch<'_>], rule: &ParamRule) -> Vec<Range> {
+/// Values that share a range.
+struct Group<'a> {
+    extent: Range,
+    values: &'a dyn Values,
+    /// How often each value counts, if not once.
+    weights: Option<&'a [f32]>,
+}
+
+impl<'a> Group<'a> {
+    fn of(batch: &Batch<'a>) -> Self {
+        Group { extent: batch.extent, values: batch.values, weights: None }
+    }
+}
+
+fn of_summary(summary: &Summary, rule: &ParamRule) -> Range {
+    let (means, counts) = summary.points();
+    search(&[Group { extent: summary.extent, values: &means, weights: Some(&counts) }], rule)[0]
+}
+
+fn search(groups: &[Group<'_>], rule: &ParamRule) -> Vec<Range> {
     let dtype = computed_in(rule);
     let mut best: Vec<(f64, Range)> = groups.iter().map(|group| (largest(dtype), group.extent)).collect();
     let mut idle = 0;
@@ -85,13 +106,14 @@ fn largest(dtype: Dtype) -> f64 {
     }
 }
 
-fn error(group: &Batch<'_>, range: Range, rule: &ParamRule, dtype: Dtype) -> f64 {
+fn error(group: &Group<'_>, range: Range, rule: &ParamRule, dtype: Dtype) -> f64 {
     let params = rule.choose_params(range);
     let arithmetic = Arithmetic::of(rule.convention, rule.dtype);
     let narrow = dtype != Dtype::F32;
     let exponent = if narrow { f64::from(round_to(dtype, EXPONENT as f32)) } else { EXPONENT };
     let (mut codes, mut back) = (Vec::new(), Vec::new());
     let mut sum = 0f64;
+    let mut weights = group.weights.unwrap_or_default();
     group.values.for_each_piece(&mut |piece| {
         codes.resize(piece.len(), 0);
         back.resize(piece.len(), 0.0);
@@ -100,7 +122,8 @@ fn error(group: &Batch<'_>, range: Range, rule: &ParamRule, dtype: Dtype) -> f64
         for (x, back) in piece.iter().zip(&back) {
             let lost = f64::from(round_to(dtype, round_to(dtype, *back) - x).abs()).powf(exponent);
             // Each power is rounded to the type, f32 included: powers of the smallest values become 0.
-            sum += f64::from(round_to(dtype, lost as f32));
+            let weight = weights.split_off_first().map_or(1.0, |weight| f64::from(*weight));
+            sum += weight * f64::from(round_to(dtype, lost as f32));
         }
     });
     if narrow { f64::from(round_to(dtype, sum as f32)) } else { sum }

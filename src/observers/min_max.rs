@@ -11,6 +11,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     parameter: None,
     summary: "the smallest and the largest value; clips nothing",
     build: |_, _| Box::new(MinMax { range: None }),
+    from_summary: |_, summary, _| Some(summary.extent),
     joint: None,
     extent_only: true,
 };

@@ -2,23 +2,30 @@
 //!
 //! An observer sees batches and then names a range; scale and zero point follow from the range by
 //! [`ParamRule::choose_params`]. For a weight, each group (channel, tensor, run of elements) is one batch of its own
-//! observer. For an activation, each sample is a batch of the same observer.
+//! observer. For an activation, each sample is a batch of the same observer; or the samples were observed by another
+//! run, and the range is chosen from what it kept of them, a [`Summary`].
 //!
 //! A new observer is a file with an implementation of [`Observer`], its `mod` line and its entry in [`OBSERVERS`];
 //! the command line, recipes, help and the conformance tests read the table.
 
+mod abs_max;
 mod entropy;
 mod histogram;
+mod mean_min_max;
 mod memoryless_mse;
 mod min_max;
 mod moving_average;
 mod mse;
 mod numpy_histogram;
 mod percentile;
+pub mod summary;
 
 use crate::error::{Error, Result};
 use crate::method::{Method, look_up};
 use crate::quant::params::{ParamRule, Range};
+use summary::Summary;
+
+pub(crate) use moving_average::smooth;
 
 /// Values that can be read more than once, in pieces: they may be larger than memory.
 pub trait Values: Sync {
@@ -106,6 +113,9 @@ pub struct ObserverEntry {
     pub summary: &'static str,
     /// Makes an observer; the number is the parameter's default where there is none.
     pub build: fn(value: f64, target: &Target) -> Box<dyn Observer>,
+    /// The range for all batches that a summary is of, of which there was at least one; `None` if the summary lacks what
+    /// this observer needs. The number is as for `build`.
+    pub from_summary: fn(value: f64, summary: &Summary, target: &Target) -> Option<Range>,
     /// Where groups are not independent of each other, the choice for all groups of a tensor at once.
     pub joint: Option<JointSearch>,
     /// Whether a batch's extent is all it looks at.
@@ -113,8 +123,17 @@ pub struct ObserverEntry {
 }
 
 /// Every observer.
-pub const OBSERVERS: &[ObserverEntry] =
-    &[min_max::ENTRY, moving_average::ENTRY, percentile::ENTRY, mse::ENTRY, entropy::ENTRY, histogram::ENTRY, memoryless_mse::ENTRY];
+pub const OBSERVERS: &[ObserverEntry] = &[
+    min_max::ENTRY,
+    moving_average::ENTRY,
+    percentile::ENTRY,
+    mse::ENTRY,
+    entropy::ENTRY,
+    histogram::ENTRY,
+    memoryless_mse::ENTRY,
+    abs_max::ENTRY,
+    mean_min_max::ENTRY,
+];
 
 /// An observer chosen by name, its number checked: builds one [`Observer`] for each group.
 #[derive(Clone)]
@@ -165,6 +184,30 @@ impl ObserverChoice {
     pub fn joint(&self, target: &Target) -> Option<impl Fn(&[Batch<'_>]) -> Vec<Range> + use<>> {
         let (value, target) = (self.value, *target);
         self.entry.joint.map(|search| move |groups: &[Batch<'_>]| search(groups, value, &target))
+    }
+
+    /// The range for all batches that `summary` is of; [`Range::EMPTY`] if there was none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] if the summary lacks what this observer needs: `moving-average` must have been asked for, with the
+    /// same number, before the first batch.
+    pub fn range_of(&self, summary: &Summary, target: &Target) -> Result<Range> {
+        if summary.bins.is_empty() {
+            return Ok(Range::EMPTY);
+        }
+        (self.entry.from_summary)(self.value, summary, target).ok_or_else(|| {
+            let method = self.method();
+            let found = summary.smoothed.map_or("none".to_owned(), |smoothed| format!("those of {}:{}", method.name, smoothed.weight));
+            Error::Usage(format!("observer {method}: expected statistics with its running values, found {found}"))
+                .with_hint(format!("calibrate again with the observer {method}: its result depends on the order of samples"))
+        })
+    }
+
+    /// The weight that `moving-average` gives to a new batch, for statistics to keep its running values; `None` for other
+    /// observers.
+    pub fn averaging_weight(&self) -> Option<f32> {
+        (self.entry.name == moving_average::ENTRY.name).then_some(self.value as f32)
     }
 
     /// The range of one batch on its own.

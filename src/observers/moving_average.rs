@@ -15,6 +15,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     parameter: Some(Parameter { name: "C", default: 0.01, min: 0.0, max: 1.0 }),
     summary: "minimum and maximum averaged over batches, each new one weighing C",
     build: |value, _| Box::new(MovingAverage { weight: value as f32, range: None }),
+    from_summary: |value, summary, _| summary.smoothed.filter(|smoothed| smoothed.weight == value as f32).map(|smoothed| smoothed.range),
     joint: None,
     extent_only: true,
 };
@@ -26,14 +27,16 @@ struct MovingAverage {
 
 impl Observer for MovingAverage {
     fn observe(&mut self, Batch { extent, .. }: Batch<'_>) {
-        let towards = |old: f32, new: f32| old + self.weight * (new - old);
-        self.range = Some(match self.range {
-            None => extent,
-            Some(range) => Range { min: towards(range.min, extent.min), max: towards(range.max, extent.max) },
-        });
+        self.range = Some(smooth(self.weight, self.range, extent));
     }
 
     fn range(&self) -> Range {
         self.range.unwrap_or(Range::EMPTY)
     }
+}
+
+/// The running minimum and maximum after a batch of `extent`, which has `weight`; `None` before the first.
+pub(crate) fn smooth(weight: f32, running: Option<Range>, extent: Range) -> Range {
+    let towards = |old: f32, new: f32| old + weight * (new - old);
+    running.map_or(extent, |running| Range { min: towards(running.min, extent.min), max: towards(running.max, extent.max) })
 }

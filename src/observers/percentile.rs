@@ -5,12 +5,14 @@
 //! affine:    histogram of x over -max |x| ..= max |x|, (100 - P) / 2 percent cut at each end
 //! ```
 //!
-//! Either is then clipped to what was observed. With 2048 bins, as `HistogramCollector` of
+//! Either is then clipped to what was observed. Of a summary, the shares are found within its narrower bins; of batches,
+//! with 2048 bins, as `HistogramCollector` of
 //! [`onnxruntime.quantization.calibrate`](https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/python/tools/quantization/calibrate.py),
 //! whose default is 99.999. Whether the range is symmetric follows from the scheme.
 
 use super::numpy_histogram::{Histogram, MOST_BINS, SymmetricHistogram, add_counts, histogram, histogram_between};
-use super::{Batch, Observer, ObserverEntry, Parameter, Values};
+use super::summary::{Summary, value_at};
+use super::{Batch, Observer, ObserverEntry, Parameter, Target, Values};
 use crate::quant::params::Range;
 
 pub(super) const ENTRY: ObserverEntry = ObserverEntry {
@@ -18,6 +20,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     parameter: Some(Parameter { name: "P", default: 99.99, min: 50.0, max: 100.0 }),
     summary: "the range that holds P percent of the values",
     build: |percent, target| Box::new(Percentile { percent, symmetric: target.rule.symmetric, seen: None }),
+    from_summary: |percent, summary, target| Some(of_summary(percent, summary, target)),
     joint: None,
     extent_only: false,
 };
@@ -74,6 +77,17 @@ impl Observer for Percentile {
         };
         Range { min: range.min.max(seen.min), max: range.max.min(seen.max) }
     }
+}
+
+fn of_summary(percent: f64, summary: &Summary, target: &Target) -> Range {
+    let range = if target.rule.symmetric {
+        let threshold = value_at(&summary.magnitudes(), percent / 100.0);
+        Range { min: -threshold, max: threshold }
+    } else {
+        let cut = (100.0 - percent) / 200.0;
+        Range { min: value_at(&summary.bins, cut), max: value_at(&summary.bins, 1.0 - cut) }
+    };
+    Range { min: range.min.max(summary.extent.min), max: range.max.min(summary.extent.max) }
 }
 
 fn smallest_magnitude(values: &dyn Values) -> f32 {

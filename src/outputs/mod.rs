@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::plan::Plan;
 use bytes::Bytes;
-use onnx::rewrite::ParamsOf;
+use onnx::rewrite::Chosen;
 use std::ops::Range;
 
 /// What the bytes of one stored tensor are made of.
@@ -96,8 +96,8 @@ pub trait Output: Sync {
     /// Which files there will be; `name` is that of the main output.
     #[doc(hidden)]
     #[expect(private_interfaces, reason = "forms are written in this crate only")]
-    fn lay_out(&self, model: &Model, plan: &Plan, params: &ParamsOf, name: &str) -> Result<OutputLayout>;
+    fn lay_out(&self, model: &Model, plan: &Plan, chosen: &Chosen, name: &str) -> Result<OutputLayout>;
 }
 
 /// Every form of output.
-pub const OUTPUTS: &[&dyn Output] = &[&sidecar::Sidecar, &onnx::Qdq];
+pub const OUTPUTS: &[&dyn Output] = &[&sidecar::Sidecar, &onnx::QDQ, &onnx::QOPERATOR];

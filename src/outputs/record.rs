@@ -1,6 +1,6 @@
 //! Writes the small files of an output, and the records of all its files and tensors that make up the sidecar.
 
-use super::document::{self, Document, FileRecord, OutputRecord, SourceRecord, TensorRecord, Values};
+use super::document::{self, ActivationRecord, CalibrationRecord, Document, FileRecord, OutputRecord, SourceRecord, TensorRecord, Values};
 use super::sidecar::{SCALE, ZERO_POINT};
 use super::{FileKind, FileLayout, Output};
 use crate::error::{Error, Result};
@@ -84,6 +84,8 @@ pub(crate) struct Run<'r> {
     pub seed: u64,
     pub sources: Vec<FileRecord>,
     pub outputs: Vec<FileRecord>,
+    pub activations: BTreeMap<String, ActivationRecord>,
+    pub calibration: Option<CalibrationRecord>,
 }
 
 /// The sidecar of a run.
@@ -101,8 +103,8 @@ pub(crate) fn document(model: &Model, plan: &Plan, outcomes: &BTreeMap<usize, Ou
         }
     }
     Document {
-        activations: BTreeMap::new(),
-        calibration: None,
+        activations: run.activations,
+        calibration: run.calibration,
         format: document::FORMAT.to_owned(),
         kept,
         output: OutputRecord { files: run.outputs, form: run.form.name().to_owned() },

@@ -5,7 +5,7 @@
 //! scheme is symmetric, `NAME.zero_point`. Everything else is copied bit for bit.
 
 use super::container::{self, Entry, Order};
-use super::onnx::rewrite::ParamsOf;
+use super::onnx::rewrite::Chosen;
 use super::{Content, FileKind, FileLayout, Output, OutputLayout};
 use crate::error::{Error, Result, show_name};
 use crate::model::{Layout, Model};
@@ -47,7 +47,7 @@ impl Output for Sidecar {
         false
     }
 
-    fn lay_out(&self, model: &Model, plan: &Plan, _params: &ParamsOf, _name: &str) -> Result<OutputLayout> {
+    fn lay_out(&self, model: &Model, plan: &Plan, _chosen: &Chosen, _name: &str) -> Result<OutputLayout> {
         if model.onnx().is_some() {
             return Err(Error::Usage("--format sidecar: expected a safetensors model, found an ONNX model".into()));
         }

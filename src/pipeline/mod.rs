@@ -1,18 +1,19 @@
 //! A run on one page: **read** → **observe** → **choose** → **quantize** → **write**.
 
+pub mod calibrate;
 mod onnx;
 
 use crate::error::{Error, Result, show_path};
 use crate::formats::{self, ReadOptions};
 use crate::model::{Model, SourceFile};
 use crate::outputs::assemble::Assembly;
-use crate::outputs::document::{self, Document, FileRecord};
-use crate::outputs::onnx::rewrite::ParamsOf;
+use crate::outputs::document::{self, ActivationRecord, Document, FileRecord};
+use crate::outputs::onnx::rewrite::Chosen;
 use crate::outputs::target::Target;
 use crate::outputs::{OUTPUTS, Output, OutputLayout, record};
 use crate::plan::{Decision, Plan};
 use crate::quant::params::Params;
-use crate::recipe::Recipe;
+use crate::recipe::{Mode, Recipe};
 use crate::report::QuantizeReport;
 use crate::stream::quantize::{LARGEST_PIECE_BYTES, QuantizeJobs};
 use crate::stream::{self, Progress, observe};
@@ -21,6 +22,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use crate::outputs::target::Destination;
+pub use onnx::CalibrationRequest;
 
 /// Whether the content of the source is hashed, or only its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub struct Request {
     pub recipe: Recipe,
     /// The form of the output. Default: the first of [`OUTPUTS`] that is for the model.
     pub form: Option<&'static dyn Output>,
+    /// Where ranges of activations come from.
+    pub calibration: CalibrationRequest,
     /// Bounds of the reader.
     pub read: ReadOptions,
     /// Threads that work; at least 1.
@@ -63,6 +67,7 @@ pub struct Prepared {
     plan: Plan,
     layout: OutputLayout,
     target: Target,
+    notes: Vec<String>,
 }
 
 impl Prepared {
@@ -77,19 +82,29 @@ impl Prepared {
         refuse_own_output(&model)?;
         let form = request.form.unwrap_or_else(|| default_form(&model));
         request.recipe.settings.convention.get_or_insert_with(|| model.default_convention());
+        match (request.recipe.mode, request.calibration.is_empty()) {
+            (Mode::Auto, false) => request.recipe.mode = Mode::Static,
+            (Mode::Static, true) => {
+                let error = Error::Usage("--mode static: expected samples or statistics, found neither".into());
+                return Err(error.with_hint("--samples PATH gives inputs of the model, --stats FILE what `qtool calibrate` wrote"));
+            }
+            _ => {}
+        }
+        onnx::check_activation_codes(request.recipe.activations.dtype)?;
+        let notes = onnx::already_quantized(&model).into_iter().collect();
         let model = onnx::ready(model, &request.recipe)?;
         let mut plan = Plan::new(&model, &request.recipe)?;
         if request.recipe.allow_non_finite {
             keep_non_finite(&model, &mut plan);
         }
         let target = Target::choose(&request.destination, &model, request.recipe.settings.weights.name(), true)?;
-        let any_params = if form.needs_params() { placeholders(&plan) } else { ParamsOf::new() };
-        let layout = form.lay_out(&model, &plan, &any_params, &target.name())?;
+        let any = if form.needs_params() { onnx::placeholders(&plan) } else { Chosen::default() };
+        let layout = form.lay_out(&model, &plan, &any, &target.name())?;
         for beside in layout.files.iter().rev().skip(1).filter(|_| !target.is_directory) {
             target.check_beside(&beside.name)?;
         }
         target.check_space(layout.bytes())?;
-        Ok(Prepared { request, form, model, plan, layout, target })
+        Ok(Prepared { request, form, model, plan, layout, target, notes })
     }
 
     /// Does it: outputs appear complete, or not at all.
@@ -99,21 +114,33 @@ impl Prepared {
     /// [`crate::Error::NonFinite`] if a weight holds NaN or infinities, [`crate::Error::Changed`] if the model changed
     /// meanwhile, [`crate::Error::Io`] if the outputs cannot be written.
     pub fn run(mut self, progress: &dyn Progress) -> Result<QuantizeReport> {
-        progress.begin(self.model.bytes());
-        let mut known = ParamsOf::new();
+        let mut chosen = Chosen::default();
+        let (mut activations, mut integer_share) = (None, None);
         if self.form.needs_params() {
-            // **Observes** and **chooses**, as the layout holds the parameters.
-            known = observe::all_params(&self.model, &self.plan, self.threads())?;
-            self.layout = self.form.lay_out(&self.model, &self.plan, &known, &self.target.name())?;
+            // **Observes** and **chooses** before, as the layout holds the parameters.
+            let Prepared { request, model, plan, .. } = &self;
+            if !plan.values.values.is_empty() {
+                let statistics =
+                    onnx::statistics(model, plan, &request.calibration, &request.recipe.activations.observer, self.threads(), progress)?;
+                let found = onnx::choose_activations(model, plan, &request.recipe, &statistics)?;
+                let params = |record: &ActivationRecord| Params { scale: record.scale, zero_point: record.zero_point };
+                chosen.activations = found.records.iter().map(|(name, record)| (name.clone(), params(record))).collect();
+                activations = Some(found);
+                integer_share = onnx::integer_share(model, plan, &statistics);
+            }
+            chosen.weights = observe::all_params(model, plan, self.threads())?;
+            onnx::leave_room_for_biases(model, plan, &chosen.activations, &mut chosen.weights);
+            self.layout = self.form.lay_out(model, plan, &chosen, &self.target.name())?;
         }
-        let Prepared { request, form, model, plan, layout, target } = &self;
+        progress.begin(self.model.bytes());
+        let Prepared { request, form, model, plan, layout, target, .. } = &self;
         let outcomes = RefCell::new(BTreeMap::new());
         std::thread::scope(|scope| {
             let hashing = std::thread::Builder::new().spawn_scoped(scope, || self.hash_sources());
             Assembly { target, model, layout }.write(
                 // **Observes**, **chooses** and **quantizes**, and **writes** the codes: see `stream::quantize`.
                 &mut |file, path, layout| {
-                    let jobs = QuantizeJobs::new(model, plan, layout, &known);
+                    let jobs = QuantizeJobs::new(model, plan, layout, &chosen.weights);
                     let hash = stream::run(&jobs, file, path, &layout.header, self.threads(), progress)?;
                     outcomes.borrow_mut().extend(jobs.into_outcomes());
                     Ok(hash)
@@ -121,17 +148,29 @@ impl Prepared {
                 |outputs| {
                     // Without a thread to spare it is done here.
                     let sources = hashing.map_or_else(|_| self.hash_sources(), |hashing| hashing.join().expect("hashing does not panic"));
-                    let run = record::Run { form: *form, recipe: &request.recipe, seed: request.seed, sources, outputs };
+                    let (activations, calibration) = activations.map(|found| (found.records, found.calibration)).unzip();
+                    let activations = activations.unwrap_or_default();
+                    let run = record::Run {
+                        form: *form,
+                        recipe: &request.recipe,
+                        seed: request.seed,
+                        sources,
+                        outputs,
+                        activations,
+                        calibration,
+                    };
                     Some(record::document(model, plan, &outcomes.borrow(), run).to_json())
                 },
             )
         })?;
-        Ok(QuantizeReport::new(model, plan, &outcomes.borrow(), target, layout.bytes()))
+        let report = QuantizeReport::new(model, plan, &outcomes.borrow(), target, layout.bytes());
+        Ok(QuantizeReport { integer_share, notes: self.notes.clone(), ..report })
     }
 
     /// What would be done.
     pub fn report(&self) -> QuantizeReport {
-        QuantizeReport::new(&self.model, &self.plan, &BTreeMap::new(), &self.target, self.layout.bytes())
+        let report = QuantizeReport::new(&self.model, &self.plan, &BTreeMap::new(), &self.target, self.layout.bytes());
+        QuantizeReport { notes: self.notes.clone(), ..report }
     }
 
     /// Most memory that buffers will take, in bytes.
@@ -158,12 +197,6 @@ impl Prepared {
 /// The first form that is for the model.
 fn default_form(model: &Model) -> &'static dyn Output {
     *OUTPUTS.iter().find(|form| form.is_for(model)).expect("every kind of model has a form")
-}
-
-/// Params of the right number for a layout before any value is read.
-fn placeholders(plan: &Plan) -> ParamsOf {
-    let any = Params { scale: 1.0, zero_point: 0 };
-    plan.quantized().filter_map(|tensor| plan.scheme(tensor).map(|scheme| (tensor, vec![any; scheme.layout.groups()]))).collect()
 }
 
 /// Models up to this size are hashed whole by default: it takes milliseconds.

@@ -27,6 +27,18 @@ pub enum GroupLayout {
         /// Product of the dimensions after the axis.
         inner: usize,
     },
+    /// Element `(outer, position, inner)` belongs to group `(outer, position / size, inner)`: blocks along an axis that is
+    /// not the last.
+    Tiled {
+        /// Product of the dimensions before the axis.
+        outer: usize,
+        /// Length of the axis.
+        len: usize,
+        /// Elements of a block; the last along the axis may be shorter.
+        size: usize,
+        /// Product of the dimensions after the axis.
+        inner: usize,
+    },
 }
 
 impl GroupLayout {
@@ -50,18 +62,29 @@ impl GroupLayout {
         }
     }
 
+    /// The layout of a tensor of `shape` (not empty) in blocks of `size` elements along `axis`, as ONNX's DequantizeLinear has
+    /// them.
+    pub fn blocks(shape: &[usize], axis: usize, size: usize) -> Self {
+        let (len, inner) = (shape[axis], shape[axis + 1..].iter().product());
+        match inner {
+            1 => GroupLayout::Contiguous { rows: shape[..axis].iter().product(), row: len, size: size.min(len) },
+            _ => GroupLayout::Tiled { outer: shape[..axis].iter().product(), len, size: size.min(len), inner },
+        }
+    }
+
     /// Number of groups.
     pub fn groups(&self) -> usize {
         match *self {
             GroupLayout::Contiguous { rows, row, size } => rows * row.div_ceil(size),
             GroupLayout::Strided { channels, .. } => channels,
+            GroupLayout::Tiled { outer, len, size, inner } => outer * len.div_ceil(size) * inner,
         }
     }
 
     /// Number of elements of each group (of the longest, where the last of a row is shorter).
     pub fn group_len(&self) -> usize {
         match *self {
-            GroupLayout::Contiguous { size, .. } => size,
+            GroupLayout::Contiguous { size, .. } | GroupLayout::Tiled { size, .. } => size,
             GroupLayout::Strided { outer, inner, .. } => outer * inner,
         }
     }
@@ -71,6 +94,7 @@ impl GroupLayout {
         match *self {
             GroupLayout::Contiguous { row, .. } => row,
             GroupLayout::Strided { outer, channels, inner } => outer * channels * inner,
+            GroupLayout::Tiled { outer, len, inner, .. } => outer * len * inner,
         }
     }
 
@@ -78,7 +102,7 @@ impl GroupLayout {
     pub fn groups_before(&self, element: usize) -> usize {
         match *self {
             GroupLayout::Contiguous { row, size, .. } => element / row * row.div_ceil(size),
-            GroupLayout::Strided { .. } => 0,
+            GroupLayout::Strided { .. } | GroupLayout::Tiled { .. } => 0,
         }
     }
 
@@ -93,6 +117,17 @@ impl GroupLayout {
         }
     }
 
+    /// If neighbouring elements belong to neighbouring groups: the group of `element`, and how many elements from there on
+    /// belong to the groups that follow it one by one.
+    pub(crate) fn column_groups(&self, element: usize) -> Option<(usize, usize)> {
+        let columns = match *self {
+            GroupLayout::Strided { channels, inner: 1, .. } => channels,
+            GroupLayout::Tiled { inner, .. } => inner,
+            _ => return None,
+        };
+        Some((self.run_at(element).0, columns - element % columns))
+    }
+
     /// The group of an element and where its run ends.
     fn run_at(&self, element: usize) -> (usize, usize) {
         match *self {
@@ -102,6 +137,10 @@ impl GroupLayout {
                 (index * row.div_ceil(size) + group, index * row + ((group + 1) * size).min(row))
             }
             GroupLayout::Strided { channels, inner, .. } => (element / inner % channels, (element / inner + 1) * inner),
+            GroupLayout::Tiled { len, size, inner, .. } => {
+                let (row, column) = (element / inner, element % inner);
+                ((row / len * len.div_ceil(size) + row % len / size) * inner + column, element + 1)
+            }
         }
     }
 }
@@ -128,6 +167,14 @@ mod tests {
         let layout = GroupLayout::new(&[2, 3, 2], Granularity::PerChannel, 1);
         assert_eq!((layout.groups(), layout.group_len()), (3, 4));
         assert_eq!(runs(layout, 2..9), [(1, 2..4), (2, 4..6), (0, 6..8), (1, 8..9)]);
+    }
+
+    #[test]
+    fn blocks_along_an_outer_axis_are_numbered_by_block_and_then_by_column() {
+        let layout = GroupLayout::blocks(&[3, 2], 0, 2);
+        assert_eq!((layout.groups(), layout.group_len()), (4, 2));
+        assert_eq!(runs(layout, 0..6), [(0, 0..1), (1, 1..2), (0, 2..3), (1, 3..4), (2, 4..5), (3, 5..6)]);
+        assert_eq!(GroupLayout::blocks(&[2, 4], 1, 2), GroupLayout::Contiguous { rows: 2, row: 4, size: 2 });
     }
 
     #[test]

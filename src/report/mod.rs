@@ -26,6 +26,12 @@ pub struct QuantizeReport {
     pub output: PathBuf,
     /// Its sidecar.
     pub sidecar: PathBuf,
+    /// Share of the multiply-adds of operators with constant weights that are of integers, where samples told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub integer_share: Option<f64>,
+    /// What else there is to know: how the model was changed before, why nothing was done.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Every tensor, in the model's order.
     pub tensors: Vec<TensorReport>,
     /// Error over all quantized tensors; absent before the run.
@@ -57,6 +63,9 @@ pub enum TensorOutcome {
         dtype: CodeType,
         /// Which values share a scale.
         granularity: String,
+        /// How operators of an ONNX model compute with it: `weight-only`, `dynamic` or `static`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        mode: Option<&'static str>,
         /// How ranges are chosen.
         observer: String,
         /// What was lost; absent before the run.
@@ -81,6 +90,7 @@ impl QuantizeReport {
                 Decision::Quantize(scheme) => TensorOutcome::Quantize {
                     dtype: scheme.codes,
                     granularity: scheme.granularity.to_string(),
+                    mode: plan.mode_of(model, tensor),
                     observer: scheme.observer.method().to_string(),
                     error: outcomes.get(&tensor).map(|outcome| outcome.sums.metrics()),
                 },
@@ -90,7 +100,9 @@ impl QuantizeReport {
         QuantizeReport {
             bytes_before: model.bytes(),
             bytes_after,
+            integer_share: None,
             left_behind: model.left_behind().to_vec(),
+            notes: Vec::new(),
             output: target.output.clone(),
             sidecar: target.sidecar.clone().unwrap_or_default(),
             tensors: plan.decisions.iter().enumerate().map(report).collect(),

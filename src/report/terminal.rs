@@ -4,6 +4,7 @@ use super::{QuantizeReport, TensorOutcome, TensorReport};
 use crate::compare::{Comparison, Difference, TensorDifference};
 use crate::error::{escape, show_name, show_path};
 use crate::inspect::{Inspection, QUANTIZE, ValueSummary};
+use crate::pipeline::calibrate::CalibrationReport;
 use crate::quant::metrics::Metrics;
 use crate::verify::Verification;
 use std::collections::{BTreeMap, HashSet};
@@ -59,7 +60,10 @@ pub fn plan(report: &QuantizeReport, buffer_bytes: u64) -> String {
     let mut rows = vec![["tensor", "dtype", "shape", "becomes", "why"].map(String::from).to_vec()];
     for tensor in &report.tensors {
         let (becomes, why) = match &tensor.outcome {
-            TensorOutcome::Quantize { dtype, granularity, observer, .. } => (format!("{dtype} {granularity}"), observer.clone()),
+            TensorOutcome::Quantize { dtype, granularity, mode, observer, .. } => {
+                let mode = mode.map(|mode| format!(" {mode}")).unwrap_or_default();
+                (format!("{dtype} {granularity}{mode}"), observer.clone())
+            }
             TensorOutcome::Keep { reason } => ("unchanged".into(), reason.clone()),
         };
         rows.push(vec![show_name(&tensor.name).to_string(), tensor.source_dtype.clone(), shape(&tensor.shape), becomes, why]);
@@ -75,6 +79,12 @@ pub fn plan(report: &QuantizeReport, buffer_bytes: u64) -> String {
         bytes(buffer_bytes)
     );
     text
+}
+
+/// What `calibrate` and `merge` print.
+pub fn calibration(report: &CalibrationReport) -> String {
+    let CalibrationReport { samples, activations, output } = report;
+    format!("observed {activations} activations in {samples} samples\nwrote {}\n", show_path(output))
 }
 
 /// What a run prints at its end.
@@ -95,6 +105,10 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
         Some(total) => writeln!(text, "; SQNR over these {}", sqnr(total)),
         None => writeln!(text),
     };
+    if let Some(share) = report.integer_share {
+        let _ = writeln!(text, "multiply-adds of constant weights in integers: {:.1} %", 100.0 * share);
+    }
+    report.notes.iter().for_each(|note| text += &format!("note: {}\n", escape(note)));
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for tensor in &report.tensors {
         if let TensorOutcome::Keep { reason } = &tensor.outcome {

@@ -23,8 +23,11 @@ pub trait Progress: Sync {
     /// The work is `total` bytes in all.
     fn begin(&self, total: u64);
 
-    /// `bytes` more bytes are done.
-    fn advance(&self, bytes: u64);
+    /// Before that, or instead of it, `total` samples are run.
+    fn begin_samples(&self, total: u64);
+
+    /// So many more bytes (or samples) are done.
+    fn advance(&self, count: u64);
 }
 
 /// Reports nothing.
@@ -33,7 +36,9 @@ pub struct Silent;
 impl Progress for Silent {
     fn begin(&self, _total: u64) {}
 
-    fn advance(&self, _bytes: u64) {}
+    fn begin_samples(&self, _total: u64) {}
+
+    fn advance(&self, _count: u64) {}
 }
 
 /// Reusable buffers of one thread.

@@ -44,7 +44,15 @@ pub(crate) fn all_params(model: &Model, plan: &Plan, threads: usize) -> Result<P
 pub(super) fn all_groups(model: &Model, tensor: usize, scheme: &TensorScheme) -> Result<Vec<ClippingRange>> {
     match scheme.layout {
         GroupLayout::Contiguous { .. } => contiguous_groups(model, tensor, scheme),
-        GroupLayout::Strided { outer, channels, inner } => strided_groups(model, tensor, scheme, [outer, channels, inner]),
+        GroupLayout::Strided { outer, channels, inner } => strided_groups(model, tensor, scheme, 0, [outer, channels, inner]),
+        GroupLayout::Tiled { outer, len, size, inner } => {
+            let mut ranges = Vec::with_capacity(scheme.layout.groups());
+            for (o, start) in (0..outer).flat_map(|o| (0..len).step_by(size).map(move |start| (o, start))) {
+                let rows = size.min(len - start);
+                ranges.extend(strided_groups(model, tensor, scheme, (o * len + start) * inner, [rows, inner, 1])?);
+            }
+            Ok(ranges)
+        }
     }
 }
 
@@ -61,15 +69,22 @@ fn contiguous_groups(model: &Model, tensor: usize, scheme: &TensorScheme) -> Res
     })
 }
 
-/// Gathers as many channels at a time as fit, reading the tensor row by row.
-fn strided_groups(model: &Model, tensor: usize, scheme: &TensorScheme, [outer, channels, inner]: [usize; 3]) -> Result<Vec<ClippingRange>> {
+/// The channels of the `outer * channels * inner` elements from `base` on. Gathers as many at a time as fit, reading row by
+/// row.
+fn strided_groups(
+    model: &Model,
+    tensor: usize,
+    scheme: &TensorScheme,
+    base: usize,
+    [outer, channels, inner]: [usize; 3],
+) -> Result<Vec<ClippingRange>> {
     let target = scheme.target();
     let mut ranges = Vec::with_capacity(channels);
     let len = outer * inner;
     let at_a_time = (GATHERED / len).clamp(1, channels);
     let joint = scheme.observer.joint(&target);
     if scheme.observer.is_extent_only() {
-        let extents = strided_extents(model, tensor, [outer, channels, inner])?;
+        let extents = strided_extents(model, tensor, base, [outer, channels, inner])?;
         return Ok(extents
             .into_iter()
             .map(|extent| scheme.observer.observe_once(Batch { extent, values: &[] as &[f32; 0] }, &target))
@@ -78,7 +93,7 @@ fn strided_groups(model: &Model, tensor: usize, scheme: &TensorScheme, [outer, c
     if len > GATHERED || joint.is_some() {
         // Too long to gather, or all needed at once: read again at every pass.
         let groups: Vec<Interleaved<'_>> =
-            (0..channels).map(|channel| Interleaved { model, tensor, channel, channels, outer, inner }).collect();
+            (0..channels).map(|channel| Interleaved { model, tensor, base, channel, channels, outer, inner }).collect();
         let extents: Vec<ClippingRange> = groups.iter().map(|group| finite_extent(model, tensor, group)).collect::<Result<_>>()?;
         let batches = groups.iter().zip(&extents).map(|(values, extent)| Batch { extent: *extent, values });
         return Ok(match joint {
@@ -92,7 +107,7 @@ fn strided_groups(model: &Model, tensor: usize, scheme: &TensorScheme, [outer, c
     for first in (0..channels).step_by(at_a_time) {
         let count = at_a_time.min(channels - first);
         for o in 0..outer {
-            let start = (o * channels + first) * inner;
+            let start = base + (o * channels + first) * inner;
             let values = model.values(tensor, start..start + count * inner, &mut scratch);
             for (c, run) in values.chunks(inner).enumerate() {
                 gathered[c * stride + o * inner..][..inner].copy_from_slice(run);
@@ -110,12 +125,12 @@ fn strided_groups(model: &Model, tensor: usize, scheme: &TensorScheme, [outer, c
 }
 
 /// The extent of every channel, in one pass over the tensor as it is stored.
-fn strided_extents(model: &Model, tensor: usize, [outer, channels, inner]: [usize; 3]) -> Result<Vec<ClippingRange>> {
+fn strided_extents(model: &Model, tensor: usize, base: usize, [outer, channels, inner]: [usize; 3]) -> Result<Vec<ClippingRange>> {
     let row = channels * inner;
     let (mut low, mut high, mut magnitude) = (vec![f32::INFINITY; row], vec![f32::NEG_INFINITY; row], vec![0; row]);
     let mut scratch = Vec::new();
     for o in 0..outer {
-        widen_columns(model.values(tensor, o * row..(o + 1) * row, &mut scratch), &mut low, &mut high, &mut magnitude);
+        widen_columns(model.values(tensor, base + o * row..base + (o + 1) * row, &mut scratch), &mut low, &mut high, &mut magnitude);
     }
     if magnitude.iter().any(|bits| *bits >= f32::INFINITY.to_bits() as i32) {
         return Err(non_finite(model, tensor));
@@ -158,6 +173,8 @@ impl Values for Stored<'_> {
 struct Interleaved<'m> {
     model: &'m Model,
     tensor: usize,
+    /// The element that its rows begin at.
+    base: usize,
     channel: usize,
     channels: usize,
     outer: usize,
@@ -172,7 +189,7 @@ impl Values for Interleaved<'_> {
     fn for_each_piece(&self, each: &mut dyn FnMut(&[f32])) {
         let (mut scratch, mut piece) = (Vec::new(), Vec::with_capacity(PIECE));
         for o in 0..self.outer {
-            let start = (o * self.channels + self.channel) * self.inner;
+            let start = self.base + (o * self.channels + self.channel) * self.inner;
             piece.extend_from_slice(self.model.values(self.tensor, start..start + self.inner, &mut scratch));
             if piece.len() >= PIECE || o + 1 == self.outer {
                 each(&piece);

@@ -383,11 +383,12 @@ impl<'a> QuantizeJobs<'a> {
         let mut sums = ErrorSums::default();
         let start = elements.start;
         let values = self.model.values(tensor, elements.clone(), &mut scratch.values);
-        if let (GroupLayout::Strided { channels, inner: 1, .. }, Some(columns)) = (scheme.layout, columns) {
+        let columns = columns.zip(scheme.layout.column_groups(start));
+        if let Some((columns, _)) = columns {
             let mut at = 0;
             while at < values.len() {
-                let first = (start + at) % channels;
-                let run = (channels - first).min(values.len() - at);
+                let (first, left) = scheme.layout.column_groups(start + at).expect("the layout has columns");
+                let run = left.min(values.len() - at);
                 let codes = &mut codes[at..at + run];
                 sums.merge(&kernel::quantize_columns(&values[at..at + run], columns, first, scheme.arithmetic, scheme.clip, codes));
                 at += run;
@@ -424,7 +425,7 @@ impl<'a> QuantizeJobs<'a> {
 /// Remembers the params of all groups, also in the form that a loop over interleaved channels takes.
 fn set_observed(state: &TensorState, scheme: &TensorScheme, params: Vec<Params>) {
     let one_by_one = matches!(scheme.arithmetic, Arithmetic::AddThenRound(_));
-    if let (GroupLayout::Strided { inner: 1, .. }, false) = (scheme.layout, one_by_one) {
+    if scheme.layout.column_groups(0).is_some() && !one_by_one {
         state.columns.get_or_init(|| ColumnParams::new(&params));
     }
     state.observed.get_or_init(|| params);

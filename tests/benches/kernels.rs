@@ -1,5 +1,6 @@
 //! Values per second of the loops over values: `cargo bench`, or with `QTOOL_SIMD=scalar` for the baseline path.
 
+use qtool::calibration::stats::ActivationStats;
 use qtool::observers::{Batch, ObserverChoice};
 use qtool::quant::kernel::{Arithmetic, min_max, quantize};
 use qtool::quant::params::{ParamRule, Params};
@@ -26,6 +27,9 @@ fn main() {
             black_box(quantize(black_box(&values), params, arithmetic, grid, &mut codes));
         });
     }
+    report_observe("gaussian", |x| x);
+    report_observe("relu", |x| x.max(0.0));
+    report_observe("zeros", |_| 0.0);
     for row in [1024, ROW, 14_336] {
         report_search(row, true);
         report_search(row, false);
@@ -36,6 +40,18 @@ fn report(name: &str, mut work: impl FnMut()) {
     let start = Instant::now();
     (0..ROWS).for_each(|_| work());
     println!("{name}: {:.2} G values/s", (ROW * ROWS) as f64 / start.elapsed().as_secs_f64() / 1e9);
+}
+
+/// The cost of statistics of activations, for samples of 64 Ki values.
+fn report_observe(name: &str, map: fn(f32) -> f32) {
+    let values: Vec<f32> = gaussian(16 * ROW, 3).into_iter().map(map).collect();
+    let mut stats = ActivationStats::new();
+    let start = Instant::now();
+    for _ in 0..ROWS / 64 {
+        stats.observe(black_box(&values)).expect("the values are finite");
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    println!("observe statistics, {name}: {:.2} G values/s, {} KiB", stats.values() as f64 / seconds / 1e9, stats.memory() >> 10);
 }
 
 /// The cost of choosing a range with `mse`, for int8 rows of a large layer.

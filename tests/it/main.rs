@@ -12,6 +12,7 @@ mod quantize;
 mod samples;
 mod schema;
 mod selection;
+mod stats;
 mod support;
 mod values;
 mod verify;

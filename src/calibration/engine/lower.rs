@@ -442,7 +442,9 @@ mod tests {
     #[test]
     fn what_would_be_calculated_wrongly_is_rewritten_or_refused() {
         let to = |code: i64| vec![AttributeProto::int("to", code)];
-        let cases: [(NodeProto, i64, Result<&[&str], &str>); 9] = [
+        /// The operators that it becomes, or a part of the error.
+        type Expected<'a> = Result<&'a [&'a str], &'a str>;
+        let cases: [(NodeProto, i64, Expected<'_>); 9] = [
             (node("Cast", &["x"], to(BOOL)), 17, Ok(&["Cast", "Equal", "Not"])),
             (node("Cast", &["x"], to(FLOAT)), 17, Ok(&["Cast"])),
             (node("Softmax", &["x"], vec![]), 17, Ok(&["Softmax"])),

@@ -276,8 +276,9 @@ impl<'m> Checker<'m> {
         if let Some(input) = node.input.iter().find(|input| !input.is_empty() && !scope.sees(input)) {
             return Err(self.fault(format!("input {}: {}", show_name(input), scope.explain(input))));
         }
-        for (index, attribute) in node.attribute.iter().enumerate() {
-            if node.attribute[..index].iter().any(|other| other.name == attribute.name) {
+        let mut names = HashSet::with_capacity(node.attribute.len());
+        for attribute in &node.attribute {
+            if !names.insert(&attribute.name) {
                 return Err(self.fault(format!("attribute {}: expected one, found several", show_name(&attribute.name))));
             }
             self.attribute(attribute, scope.in_function)?;

@@ -113,13 +113,14 @@ impl Resolver<'_> {
 
     fn file(&mut self, location: &str, tensor: &str) -> Result<&mut DataFile> {
         if !self.located.contains_key(location) {
+            // Locations rather than files, because finding a file is what takes time.
+            let (limit, found) = (self.options.max_shards, self.located.len() as u64 + 1);
+            if found > limit {
+                let what = "locations of external data".into();
+                return Err(Error::Limit { file: self.path.clone(), what, limit, found });
+            }
             let (path, real) = self.locate(location, tensor)?;
             if !self.opened.contains_key(&real) {
-                let found = self.files.len() as u64;
-                if found > self.options.max_shards {
-                    let what = "files of external data".into();
-                    return Err(Error::Limit { file: self.path.clone(), what, limit: self.options.max_shards, found });
-                }
                 let file = Arc::new(MappedFile::open(&path).map_err(|e| self.about(e, location, tensor))?);
                 self.opened.insert(real.clone(), DataFile { bytes: file.to_bytes(), digest: None });
                 self.files.push(file);

@@ -21,6 +21,7 @@ mod space;
 mod sweep;
 mod wide;
 
+use super::summary::Summary;
 use super::{Batch, Observer, ObserverEntry, Target, Values};
 use crate::quant::params::{ParamRule, Params, Range};
 use moments::Moments;
@@ -31,6 +32,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     parameter: None,
     summary: "the range with the least squared error, searched for without a coarse grid",
     build: |_, target| Box::new(Mse::new(target)),
+    from_summary: |_, summary, target| Some(of_summary(&target.rule, summary)),
     joint: None,
     extent_only: false,
 };
@@ -95,14 +97,7 @@ impl Observer for Mse {
         match &self.seen {
             Seen::Nothing => Range::EMPTY,
             Seen::Row(range, _) | Seen::Large(range, _) => *range,
-            Seen::Several(moments) => match Space::new(&self.rule, moments.extent()) {
-                None => moments.extent(),
-                Some(space) => {
-                    let (means, counts) = moments.points();
-                    let finalists = space.finalists(&wide::search(&space, &means, Some(&counts)));
-                    space.best(&finalists, |trials| space.weighted_errors(&means, &counts, trials))
-                }
-            },
+            Seen::Several(moments) => search_points(&self.rule, moments.extent(), moments.points()),
         }
     }
 }
@@ -121,6 +116,17 @@ fn search_large(rule: &ParamRule, moments: &Moments, values: &dyn Values) -> Ran
     let Some(space) = Space::new(rule, moments.extent()) else { return moments.extent() };
     let (means, counts) = moments.points();
     compare(&space, wide::search(&space, &means, Some(&counts)), values)
+}
+
+/// The best range for `means` that stand for `counts` values each.
+fn search_points(rule: &ParamRule, extent: Range, (means, counts): (Vec<f32>, Vec<f32>)) -> Range {
+    let Some(space) = Space::new(rule, extent) else { return extent };
+    let finalists = space.finalists(&wide::search(&space, &means, Some(&counts)));
+    space.best(&finalists, |trials| space.weighted_errors(&means, &counts, trials))
+}
+
+fn of_summary(rule: &ParamRule, summary: &Summary) -> Range {
+    search_points(rule, summary.extent, summary.points())
 }
 
 /// The best of `found` and of min-max on the values themselves.

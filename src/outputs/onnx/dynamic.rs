@@ -7,7 +7,7 @@
 //!
 //! is what ONNX Runtime turns into one DynamicQuantizeMatMul. A recurrent layer becomes its DynamicQuantizeLSTM.
 
-use super::rewrite::Rewriter;
+use super::rewrite::{Rewriter, WeightNames};
 use super::weight_only::{inputs, replace};
 use crate::formats::onnx::proto::{AttributeProto, NodeProto};
 use crate::formats::onnx::tensor::FLOAT;
@@ -35,36 +35,37 @@ pub(super) fn rewrite_product(rewriter: &mut Rewriter<'_>, layer: &Layer, quanti
             names
         }
     };
-    let out = &node.output[0];
+    nodes.extend(integer_product(rewriter, &node, [&codes, &scale, &zero_point], &weight));
+    replace(rewriter, layer, nodes);
+}
+
+/// `Cast(MatMulInteger(codes, weight)) * (scale * weight scale) [+ bias]` in place of `node`, whose name the last step takes.
+pub(super) fn integer_product(
+    rewriter: &mut Rewriter<'_>,
+    node: &NodeProto,
+    [codes, scale, zero_point]: [&str; 3],
+    weight: &WeightNames,
+) -> Vec<NodeProto> {
+    let (out, mut nodes) = (&node.output[0], Vec::new());
     let mut step = |rewriter: &mut Rewriter<'_>, op: &str, what: &str, input: Vec<String>| {
         let value = rewriter.names.fresh(&format!("{out}_{what}"));
         nodes.push(NodeProto::new(op, rewriter.names.fresh(&format!("{value}_{op}")), input, vec![value.clone()]));
         value
     };
-    let product = step(rewriter, "MatMulInteger", "int32", inputs([&codes, &weight.codes, &zero_point, &weight.zero_point]));
+    let product = step(rewriter, "MatMulInteger", "int32", inputs([codes, &weight.codes, zero_point, &weight.zero_point]));
     let float = step(rewriter, "Cast", "float", vec![product]);
-    let scales = step(rewriter, "Mul", "scales", inputs([&scale, &weight.scale]));
-    let bias = node.input(2).map(str::to_owned);
-    let scaled = match &bias {
-        Some(_) => step(rewriter, "Mul", "scaled", vec![float, scales]),
-        None => {
-            step(rewriter, "Mul", "scaled", vec![float, scales]);
-            out.clone()
-        }
-    };
-    if let Some(bias) = bias {
-        step(rewriter, "Add", "biased", vec![scaled, bias]);
+    let scales = step(rewriter, "Mul", "scales", inputs([scale, &weight.scale]));
+    let scaled = step(rewriter, "Mul", "scaled", vec![float, scales]);
+    if let Some(bias) = node.input(2) {
+        step(rewriter, "Add", "biased", vec![scaled, bias.to_owned()]);
     }
-    for node in &mut nodes {
-        if node.op_type == "Cast" {
-            node.attribute.push(AttributeProto::int("to", FLOAT));
-        }
+    for node in nodes.iter_mut().filter(|node| node.op_type == "Cast") {
+        node.attribute.push(AttributeProto::int("to", FLOAT));
     }
-    if let Some(last) = nodes.last_mut() {
-        last.output[0].clone_from(out);
-        last.name.clone_from(&node.name);
-    }
-    replace(rewriter, layer, nodes);
+    let last = nodes.last_mut().expect("there are always four steps");
+    last.output[0].clone_from(out);
+    last.name.clone_from(&node.name);
+    nodes
 }
 
 /// Rewrites an LSTM with both of its weights.
@@ -77,8 +78,12 @@ pub(super) fn rewrite_lstm(rewriter: &mut Rewriter<'_>, input_weight: &Layer, re
     node.domain = "com.microsoft".into();
     rewriter.import("com.microsoft");
     node.input.resize(8, String::new());
-    node.input[1] = w.codes;
-    node.input[2] = r.codes;
-    node.input.extend([w.scale, w.zero_point, r.scale, r.zero_point]);
+    node.input[1].clone_from(&w.codes);
+    node.input[2].clone_from(&r.codes);
+    for (layer, weight) in [(input_weight, w), (recurrent_weight, r)] {
+        for constant in [&weight.scale, &weight.zero_point] {
+            node.input.push(rewriter.for_each_direction(layer, constant));
+        }
+    }
     replace(rewriter, input_weight, vec![node]);
 }

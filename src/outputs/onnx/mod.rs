@@ -3,24 +3,38 @@
 mod dynamic;
 mod file;
 pub(crate) mod rewrite;
+pub(crate) mod static_qdq;
 mod weight_only;
 
 use super::{Output, OutputLayout};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::plan::{LayerMode, Plan};
-use rewrite::{ParamsOf, Rewriter};
+use rewrite::{Chosen, Rewriter};
+use static_qdq::{Static, Style};
+
+/// A form of ONNX.
+pub(crate) struct Onnx {
+    name: &'static str,
+    summary: &'static str,
+    style: Style,
+}
 
 /// QuantizeLinear and DequantizeLinear around what is quantized.
-pub(crate) struct Qdq;
+pub(crate) const QDQ: Onnx =
+    Onnx { name: "qdq", summary: "ONNX with QuantizeLinear and DequantizeLinear where runtimes fuse them", style: Style::Pairs };
 
-impl Output for Qdq {
+/// Operators on codes.
+pub(crate) const QOPERATOR: Onnx =
+    Onnx { name: "qoperator", summary: "ONNX with operators on codes, such as QLinearConv", style: Style::Operators };
+
+impl Output for Onnx {
     fn name(&self) -> &'static str {
-        "qdq"
+        self.name
     }
 
     fn summary(&self) -> &'static str {
-        "ONNX with QuantizeLinear and DequantizeLinear where runtimes fuse them"
+        self.summary
     }
 
     fn is_for(&self, model: &Model) -> bool {
@@ -31,11 +45,13 @@ impl Output for Qdq {
         true
     }
 
-    fn lay_out(&self, model: &Model, plan: &Plan, params: &ParamsOf, name: &str) -> Result<OutputLayout> {
+    fn lay_out(&self, model: &Model, plan: &Plan, chosen: &Chosen, name: &str) -> Result<OutputLayout> {
         let Some(onnx) = model.onnx() else {
-            return Err(Error::Usage("--format qdq: expected an ONNX model, found another".into()));
+            return Err(Error::Usage(format!("--format {}: expected an ONNX model, found another", self.name)));
         };
-        let mut rewriter = Rewriter::new(model, onnx, plan, params);
+        let mut rewriter = Rewriter::new(model, onnx, plan, &chosen.weights);
+        let mut fixed = Static::new(self.style, &plan.values, &chosen.activations);
+        fixed.quantize_outputs(&mut rewriter);
         let mut quantized = dynamic::Quantized::new();
         for (i, layer) in onnx.weights.layers.iter().enumerate() {
             match plan.layers[i] {
@@ -46,9 +62,11 @@ impl Output for Qdq {
                         dynamic::rewrite_lstm(&mut rewriter, layer, recurrent);
                     }
                 }
+                LayerMode::Static => fixed.rewrite(&mut rewriter, i, layer),
                 LayerMode::Dynamic => dynamic::rewrite_product(&mut rewriter, layer, &mut quantized),
             }
         }
+        fixed.finish(&mut rewriter);
         let (proto, deferred) = rewriter.finish();
         Ok(OutputLayout { files: file::lay_out(proto, &deferred, name, onnx.file.has_external_data), documents: Vec::new() })
     }

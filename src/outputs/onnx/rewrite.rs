@@ -10,7 +10,7 @@ use crate::graph::scopes;
 use crate::graph::weights::{Key, Layer};
 use crate::model::Model;
 use crate::outputs::Content;
-use crate::plan::{Plan, TensorScheme};
+use crate::plan::{Plan, TensorScheme, block_axis};
 use crate::quant::params::Params;
 use crate::quant::scheme::{CodeType, Granularity};
 use crate::tensor::{Dtype, encode_f32};
@@ -19,12 +19,21 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 /// Parameters of the groups of each quantized tensor.
 pub(crate) type ParamsOf = BTreeMap<usize, Vec<Params>>;
 
+/// Everything that was chosen before codes are made.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Chosen {
+    /// Parameters of weights.
+    pub weights: ParamsOf,
+    /// Parameters of activations, by the name of the value.
+    pub activations: BTreeMap<String, Params>,
+}
+
 /// A graph being rewritten.
 pub(super) struct Rewriter<'a> {
     pub model: &'a Model,
     pub onnx: &'a OnnxModel,
     pub plan: &'a Plan,
-    params: &'a ParamsOf,
+    pub params: &'a ParamsOf,
     pub names: Names,
     /// Changes to each graph.
     pub edits: Vec<Edits>,
@@ -87,9 +96,21 @@ impl<'a> Rewriter<'a> {
         let mut axis = match scheme.granularity {
             Granularity::PerTensor => None,
             Granularity::PerChannel => Some(scheme.axis),
-            Granularity::PerGroup(_) => Some(rank - 1),
+            Granularity::PerGroup(_) => Some(block_axis(rank, scheme.axis)),
         };
-        let parameter_shape: Vec<i64> = axis.map(|axis| shape[axis]).into_iter().collect();
+        let block = match scheme.granularity {
+            Granularity::PerGroup(size) => Some(size),
+            _ => None,
+        };
+        let mut parameter_shape: Vec<i64> = axis.map(|axis| shape[axis]).into_iter().collect();
+        if let (Some(block), Some(axis)) = (block, axis) {
+            parameter_shape.clone_from(&shape);
+            parameter_shape[axis] = (shape[axis] as usize).div_ceil(block) as i64;
+        }
+        let params = match (transposed, block) {
+            (true, Some(_)) => &transpose_params(params, &mut parameter_shape),
+            _ => params,
+        };
         if transposed {
             shape.swap(rank - 1, rank - 2);
             axis = axis.map(|axis| if axis + 2 >= rank { 2 * rank - 3 - axis } else { axis });
@@ -117,14 +138,8 @@ impl<'a> Rewriter<'a> {
         let zero_point_name = self.names.fresh(&format!("{name}_zero_point"));
         let zero_point = TensorProto::raw(zero_point_name, code_type, &parameter_shape, pack_codes(scheme.codes, &zero_points));
         let edits = &mut self.edits[scope];
-        let names = WeightNames {
-            codes: edits.add(codes),
-            scale: edits.add(scale),
-            zero_point: edits.add(zero_point),
-            axis,
-            block: None,
-            is_symmetric,
-        };
+        let names =
+            WeightNames { codes: edits.add(codes), scale: edits.add(scale), zero_point: edits.add(zero_point), axis, block, is_symmetric };
         self.made.insert(made, names.clone());
         names
     }
@@ -140,6 +155,21 @@ impl<'a> Rewriter<'a> {
             edits.initializers.push(TensorProto { name: column.clone(), dims, ..tensor });
         }
         column
+    }
+
+    /// Parameters that all directions of a recurrent layer share, once for each: [channels] as [directions, channels], a
+    /// scalar as [directions].
+    pub(super) fn for_each_direction(&mut self, layer: &Layer, name: &str) -> String {
+        let directions = self.scheme(layer).map_or(1, |(tensor, _)| self.model.tensors()[tensor].info.shape[0]);
+        let repeated = format!("{name}_of_directions");
+        let edits = &mut self.edits[layer.weight.0];
+        let constant = edits.initializers.iter().find(|tensor| tensor.name == name).cloned();
+        if let Some(tensor) = constant.filter(|_| !edits.initializers.iter().any(|tensor| tensor.name == repeated)) {
+            let bytes = tensor.contents().expect("parameters are known").repeat(directions);
+            let dims: Vec<i64> = std::iter::once(directions as i64).chain(tensor.dims.iter().copied()).collect();
+            edits.add(TensorProto::raw(repeated.clone(), tensor.data_type.unwrap_or(FLOAT), &dims, bytes));
+        }
+        repeated
     }
 
     /// Adds the operators of `domain` to those that the model imports.
@@ -183,6 +213,15 @@ fn used_names(graph: Option<&GraphProto>) -> std::collections::HashSet<String> {
     let mut used = std::collections::HashSet::new();
     graph.into_iter().for_each(|graph| collect(graph, &mut used));
     used
+}
+
+/// Params of blocks for codes with the last two axes swapped.
+fn transpose_params(params: &[Params], shape: &mut [i64]) -> Vec<Params> {
+    let rank = shape.len();
+    let (rows, columns) = (shape[rank - 2] as usize, shape[rank - 1] as usize);
+    shape.swap(rank - 2, rank - 1);
+    let of_matrix = |matrix: &[Params]| (0..rows * columns).map(|i| matrix[i % rows * columns + i / rows]).collect::<Vec<_>>();
+    params.chunks(rows * columns).flat_map(of_matrix).collect()
 }
 
 /// The ONNX element type of codes.

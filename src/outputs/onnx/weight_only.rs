@@ -8,6 +8,7 @@ use super::rewrite::{Rewriter, WeightNames};
 use crate::formats::onnx::proto::{AttributeProto, NodeProto};
 use crate::formats::onnx::tensor::DOUBLE;
 use crate::graph::weights::Layer;
+use crate::quant::scheme::Granularity;
 
 /// Rewrites one layer.
 pub(super) fn rewrite(rewriter: &mut Rewriter<'_>, layer: &Layer) {
@@ -79,7 +80,7 @@ fn is_rows_of_floats(rewriter: &Rewriter<'_>, layer: &Layer) -> bool {
     let Some((tensor, scheme)) = rewriter.scheme(layer) else { return false };
     let is_float = rewriter.model.tensors()[tensor].info.dtype == crate::tensor::Dtype::F32 && layer.path.cast_to.is_none();
     // Four bits cannot be gathered before opset 21 knows the type.
-    is_float && scheme.codes.bits() == 8
+    is_float && scheme.codes.bits() == 8 && !matches!(scheme.granularity, Granularity::PerGroup(_))
 }
 
 /// Gather of codes, then of their scales: `rows = (codes[i] - zero_point[i]) * scale[i]`.

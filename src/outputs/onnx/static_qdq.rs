@@ -1,0 +1,220 @@
+//! Static: QuantizeLinear and DequantizeLinear around values and weights, where runtimes make integer kernels of them.
+//!
+//! [`Style::Operators`] writes the same decisions as operators on codes instead.
+//!
+//! Each value has one pair, whoever takes it. The output of a convolution goes through its pair for everybody; other values
+//! only on their way to operators that compute in integers. Biases are int32 of scale `input scale * weight scale`.
+
+use super::rewrite::{Rewriter, WeightNames, element_code};
+use super::weight_only::{dequantize, inputs};
+use crate::formats::onnx::proto::{AttributeProto, NodeProto, TensorProto};
+use crate::formats::onnx::tensor::INT32;
+use crate::graph::activations::QuantizedValues;
+use crate::graph::scopes::TOP;
+use crate::graph::weights::Layer;
+use crate::quant::params::Params;
+use std::collections::BTreeMap;
+
+/// How integer operators are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    /// As float operators between pairs.
+    Pairs,
+    /// As operators on codes: QLinearConv, MatMulInteger.
+    Operators,
+}
+
+/// The layers of the top graph that compute in integers between quantized values.
+pub(super) struct Static<'v> {
+    style: Style,
+    values: &'v QuantizedValues,
+    params: &'v BTreeMap<String, Params>,
+    /// Values that are quantized already.
+    done: BTreeMap<String, Pair>,
+    /// Nodes of the top graph, as they are now.
+    changed: BTreeMap<usize, Vec<NodeProto>>,
+}
+
+/// A quantized value: names of its codes, their parameters, and the floats that they stand for.
+#[derive(Clone, Debug)]
+struct Pair {
+    codes: String,
+    scale: String,
+    zero_point: String,
+    floats: String,
+}
+
+impl<'v> Static<'v> {
+    pub(super) fn new(style: Style, values: &'v QuantizedValues, params: &'v BTreeMap<String, Params>) -> Self {
+        Static { style, values, params, done: BTreeMap::new(), changed: BTreeMap::new() }
+    }
+
+    /// Quantizes the outputs of layers, for all who take them.
+    pub(super) fn quantize_outputs(&mut self, rewriter: &mut Rewriter<'_>) {
+        for (layer, output) in &self.values.outputs {
+            let layer = &rewriter.onnx.weights.layers[*layer];
+            let value = &output.value;
+            let pair = self.name(rewriter, value, value.clone());
+            let mut node = rewriter.indexes[TOP].graph.node[layer.node].clone();
+            let mut after = Vec::new();
+            if self.style == Style::Pairs {
+                let float = rewriter.names.fresh(&format!("{value}_float"));
+                node.output[0].clone_from(&float);
+                after.push(quantize_linear(rewriter, &pair, &float));
+            } else {
+                node.output[0].clone_from(&pair.codes);
+            }
+            after.push(dequantize_linear(rewriter, &pair));
+            self.changed.insert(layer.node, vec![node]);
+            // Behind the layer itself: nothing between it and the node that goes can take what that node made.
+            rewriter.edits[TOP].after.entry(layer.node).or_default().extend(after);
+            if let Some(absorbed) = output.absorbed {
+                self.changed.insert(absorbed, Vec::new());
+            }
+            self.done.insert(value.clone(), pair);
+        }
+    }
+
+    /// Rewrites one layer.
+    pub(super) fn rewrite(&mut self, rewriter: &mut Rewriter<'_>, number: usize, layer: &Layer) {
+        let original = &rewriter.indexes[TOP].graph.node[layer.node];
+        let input = self.quantized(rewriter, &original.input[0]);
+        let mut node = match self.changed.get(&layer.node) {
+            Some(nodes) => nodes[0].clone(),
+            None => original.clone(),
+        };
+        let nodes = match (self.style, layer.op.as_str()) {
+            (Style::Operators, "Conv") => self.convolution(rewriter, number, layer, &input, node),
+            (Style::Operators, _) => product(rewriter, layer, &input, node),
+            (Style::Pairs, _) => {
+                let weight = rewriter.weight(layer, layer.path.transposed);
+                let value = rewriter.names.fresh(&format!("{}_dequantized", layer.weight.1));
+                let mut nodes = dequantize(rewriter, &weight, &value);
+                node.input[0] = input.floats;
+                node.input[layer.input] = value;
+                if let Some(bias) = original.input(2)
+                    && let Some(constants) = self.bias(rewriter, layer, &original.input[0], bias)
+                {
+                    let out = rewriter.names.fresh(&format!("{}_bias_dequantized", layer.name));
+                    let pair = Pair { floats: out.clone(), ..constants };
+                    let mut dequantize = dequantize_linear(rewriter, &pair);
+                    if rewriter.edits[TOP].initializers.iter().any(|tensor| tensor.name == pair.scale && !tensor.dims.is_empty()) {
+                        dequantize.attribute.push(AttributeProto::int("axis", 0));
+                    }
+                    nodes.push(dequantize);
+                    node.input[2] = out;
+                }
+                nodes.push(node);
+                nodes
+            }
+        };
+        self.changed.insert(layer.node, nodes);
+    }
+
+    /// Hands all changes over.
+    pub(super) fn finish(self, rewriter: &mut Rewriter<'_>) {
+        rewriter.edits[TOP].replaced.extend(self.changed);
+    }
+
+    /// QLinearConv.
+    fn convolution(&self, rewriter: &mut Rewriter<'_>, number: usize, layer: &Layer, input: &Pair, mut node: NodeProto) -> Vec<NodeProto> {
+        let weight = rewriter.weight(layer, layer.path.transposed);
+        let output = &self.done[&self.values.outputs[&number].value];
+        let original = &rewriter.indexes[TOP].graph.node[layer.node];
+        let bias = original.input(2).and_then(|bias| self.bias(rewriter, layer, &original.input[0], bias));
+        let WeightNames { codes, scale, zero_point, .. } = weight;
+        node.op_type = "QLinearConv".into();
+        let input = [&input.codes, &input.scale, &input.zero_point, &codes, &scale, &zero_point, &output.scale, &output.zero_point];
+        node.input = input.into_iter().cloned().chain(bias.map(|bias| bias.codes)).collect();
+        vec![node]
+    }
+
+    /// A value's codes, which are made if there are none yet.
+    fn quantized(&mut self, rewriter: &mut Rewriter<'_>, value: &str) -> Pair {
+        if let Some(done) = self.done.get(value) {
+            return done.clone();
+        }
+        let floats = rewriter.names.fresh(&format!("{value}_dequantized"));
+        let pair = self.name(rewriter, value, floats);
+        let mut nodes = vec![quantize_linear(rewriter, &pair, value)];
+        if self.style == Style::Pairs {
+            nodes.push(dequantize_linear(rewriter, &pair));
+        }
+        match rewriter.indexes[TOP].producer(value) {
+            Some((place, _)) => rewriter.edits[TOP].after.entry(place).or_default().extend(nodes),
+            None => rewriter.edits[TOP].first.extend(nodes),
+        }
+        self.done.insert(value.to_owned(), pair.clone());
+        pair
+    }
+
+    /// Names for the codes of `value` and its parameters, which become constants.
+    fn name(&self, rewriter: &mut Rewriter<'_>, value: &str, floats: String) -> Pair {
+        let params = self.params[value];
+        let [codes, scale, zero_point] = ["quantized", "scale", "zero_point"].map(|what| rewriter.names.fresh(&format!("{value}_{what}")));
+        let code = element_code(rewriter.plan.activation_codes);
+        let edits = &mut rewriter.edits[TOP];
+        edits.add(TensorProto::floats(scale.clone(), &[], &[params.scale]));
+        edits.add(TensorProto::raw(zero_point.clone(), code, &[], vec![params.zero_point as u8]));
+        Pair { codes, scale, zero_point, floats }
+    }
+
+    /// The codes of a constant bias, int32 of scale `input scale * weight scale`, if its shape and that of the scales fit.
+    fn bias(&self, rewriter: &mut Rewriter<'_>, layer: &Layer, input: &str, bias: &str) -> Option<Pair> {
+        let values = rewriter.indexes[TOP].constant(bias).and_then(TensorProto::to_floats)?;
+        let (tensor, _) = rewriter.scheme(layer)?;
+        let (channels, weights) = (values.len(), &rewriter.params[&tensor]);
+        let input_scale = self.params[input].scale;
+        let scales: Vec<f32> = weights.iter().map(|params| input_scale * params.scale).collect();
+        let scale_of = |channel: usize| if scales.len() == 1 { scales[0] } else { scales[channel] };
+        if scales.len() != 1 && scales.len() != channels {
+            return None;
+        }
+        let codes: Vec<u8> = values.iter().enumerate().flat_map(|(i, value)| bias_code(*value, scale_of(i)).to_le_bytes()).collect();
+        let names = ["quantized", "scale", "zero_point"];
+        let [quantized, scale, zero_point] = names.map(|what| rewriter.names.fresh(&format!("{}_bias_{what}", layer.name)));
+        let dims: Vec<i64> = if scales.len() == 1 { vec![] } else { vec![channels as i64] };
+        let edits = &mut rewriter.edits[TOP];
+        edits.add(TensorProto::raw(quantized.clone(), INT32, &[channels as i64], codes));
+        if self.style == Style::Pairs {
+            edits.add(TensorProto::floats(scale.clone(), &dims, &scales));
+            edits.add(TensorProto::raw(zero_point.clone(), INT32, &dims, vec![0; 4 * scales.len()]));
+        }
+        Some(Pair { codes: quantized, scale, zero_point, floats: String::new() })
+    }
+}
+
+/// QuantizeLinear of the floats `from`.
+fn quantize_linear(rewriter: &mut Rewriter<'_>, pair: &Pair, from: &str) -> NodeProto {
+    let name = rewriter.names.fresh(&format!("{}_QuantizeLinear", pair.codes));
+    NodeProto::new("QuantizeLinear", name, inputs([from, &pair.scale, &pair.zero_point]), vec![pair.codes.clone()])
+}
+
+/// DequantizeLinear to the floats of a pair.
+fn dequantize_linear(rewriter: &mut Rewriter<'_>, pair: &Pair) -> NodeProto {
+    let name = rewriter.names.fresh(&format!("{}_DequantizeLinear", pair.codes));
+    NodeProto::new("DequantizeLinear", name, inputs([&pair.codes, &pair.scale, &pair.zero_point]), vec![pair.floats.clone()])
+}
+
+/// A matrix product on codes, with a float result: `Cast(MatMulInteger(a, b)) * (a_scale * b_scale) [+ bias]`.
+fn product(rewriter: &mut Rewriter<'_>, layer: &Layer, input: &Pair, node: NodeProto) -> Vec<NodeProto> {
+    let swaps = node.is("Gemm") && node.int("transB", 0) != 0;
+    let weight = rewriter.weight(layer, layer.path.transposed != swaps);
+    super::dynamic::integer_product(rewriter, &node, [&input.codes, &input.scale, &input.zero_point], &weight)
+}
+
+/// `clamp(round_half_even(value / scale))` in f64, as ONNX Runtime's `quantize_bias_static_impl`.
+pub(super) fn bias_code(value: f32, scale: f32) -> i32 {
+    (f64::from(value) / f64::from(scale)).round_ties_even().clamp(f64::from(i32::MIN), f64::from(i32::MAX)) as i32
+}
+
+/// The smallest weight scale with which a bias fits 32 bits, as ONNX Runtime's `_adjust_weight_scale_for_int32_bias`:
+///
+/// ```text
+/// input scale * weight scale >= 1.0001 * 2 |bias| / (2^32 - 2)
+/// ```
+pub(crate) fn weight_scale_for_bias(scale: f32, input_scale: f32, bias: f32) -> f32 {
+    let needed = f64::from(1.0001f32 * (2.0 * bias.abs())) / f64::from(u32::MAX - 1);
+    let product = f64::from(input_scale) * f64::from(scale);
+    if product > 0.0 && product < needed { (f64::from(scale) * (needed / product)) as f32 } else { scale }
+}

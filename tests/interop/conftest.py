@@ -17,9 +17,9 @@ FIXTURE = ROOT / "fixtures/silero_vad_16k.safetensors"
 torch.set_num_threads(2)
 
 
-def run(*arguments, status=0):
+def run(*arguments, status=0, timeout=60):
     """Standard output of the binary, which must exit with `status`."""
-    done = subprocess.run([BINARY, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([BINARY, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
     assert done.returncode == status, f"{arguments}: exit {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
 

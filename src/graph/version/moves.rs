@@ -2,7 +2,8 @@
 
 use super::{Step, set_input, take};
 use crate::formats::onnx::proto::{NodeProto, TensorProto};
-use crate::formats::onnx::tensor::{DOUBLE, FLOAT};
+use crate::formats::onnx::tensor::{BFLOAT16, DOUBLE, FLOAT, FLOAT16, element_type};
+use crate::tensor::encode_f32;
 
 /// Attributes of integers that become 1-D inputs: name and place. Absent ones stay absent.
 fn ints(node: &mut NodeProto, step: &mut Step<'_>, moves: &[(&str, usize)]) -> Result<(), String> {
@@ -87,20 +88,16 @@ fn scalar(node: &NodeProto, step: &mut Step<'_>, what: &str, value: f32) -> Resu
     let code = step.facts.element(node.input(0).unwrap_or(""));
     let code = code.ok_or("expected an input of a known type, found one whose type the model does not say")?;
     let name = step.name(node, what);
-    let mut tensor = TensorProto::floats(name.clone(), &[], &[value]);
-    if code != FLOAT {
-        let element = crate::formats::onnx::tensor::element_type(code).ok_or("expected an input of floats, found another type")?;
-        let dtype = element
-            .dtype
-            .filter(|dtype| dtype.kind() == "float")
-            .ok_or_else(|| format!("expected an input of floats, found {}", element.name))?;
-        let mut bytes = vec![0; dtype.bytes().unwrap_or(0) as usize];
-        match code {
-            DOUBLE => bytes.copy_from_slice(&f64::from(value).to_le_bytes()),
-            _ => crate::tensor::encode_f32(dtype, &[value], &mut bytes),
+    let tensor = match (code, element_type(code).and_then(|element| element.dtype)) {
+        (FLOAT, _) => TensorProto::floats(name.clone(), &[], &[value]),
+        (DOUBLE, _) => TensorProto::raw(name.clone(), code, &[], f64::from(value).to_le_bytes().to_vec()),
+        (FLOAT16 | BFLOAT16, Some(dtype)) => {
+            let mut bytes = vec![0; 2];
+            encode_f32(dtype, &[value], &mut bytes);
+            TensorProto::raw(name.clone(), code, &[], bytes)
         }
-        tensor = TensorProto::raw(name.clone(), code, &[], bytes);
-    }
+        _ => return Err(format!("expected an input of floats, found element type {code}")),
+    };
     step.constants.push(tensor);
     Ok(name)
 }

@@ -8,6 +8,7 @@ use crate::formats::onnx::proto::{
     AttributeProto, DimensionProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
     TensorTypeProto, TypeProto, ValueInfoProto,
 };
+use crate::graph::version::raise_opset;
 
 /// Reads the model that the environment names, prepares it and writes it: for checks with other programs.
 #[test]
@@ -237,4 +238,75 @@ fn what_was_unused_from_the_start_stays() {
     let mut model = model(1, vec![node("Neg", &["x"], &["nobody"]), node("Relu", &["x"], &["y"])], vec![spare]);
     let (_, graph) = prepared(&mut model);
     assert_eq!((operators(graph), graph.initializer.len()), (vec!["Neg", "Relu"], 1));
+}
+
+/// A model with an operator for most of what preparing and raising look at.
+fn varied() -> ModelProto {
+    let ints = |name: &str, values: &[i64]| TensorProto::ints(name.into(), &[values.len() as i64], values);
+    let int = |name: &str, value: i64| vec![AttributeProto::int(name, value)];
+    let inner =
+        body(vec![node("Identity", &["c"], &["t"]), with("Squeeze", &["t"], &["b"], vec![AttributeProto::ints("axes", &[0])])], "b");
+    let nodes = vec![
+        with("Constant", &[], &["k"], vec![AttributeProto::tensor("value", TensorProto::floats(String::new(), &[2, 1, 1], &[1.0, 2.0]))]),
+        node("Transpose", &["m"], &["mt"]),
+        node("Reshape", &["mt", "shape"], &["w"]),
+        with("Conv", &["x", "w"], &["a"], vec![AttributeProto::ints("pads", &[0, 0, 0, 0]), AttributeProto::int("group", 1)]),
+        with("BatchNormalization", &["a", "s", "s", "s", "s"], &["n"], vec![AttributeProto::float("epsilon", 1e-3)]),
+        node("Mul", &["k", "n"], &["c"]),
+        if_node(inner, "i"),
+        with("Concat", &["shape", "shape"], &["l"], int("axis", 0)),
+        with("Gather", &["l", "shape"], &["g"], int("axis", 0)),
+        with("Slice", &["l"], &["f"], vec![AttributeProto::ints("starts", &[0]), AttributeProto::ints("ends", &[4])]),
+        node("Expand", &["k", "g"], &["e"]),
+        with("Cast", &["f"], &["r"], int("to", 1)),
+        with("Clip", &["c"], &["o"], vec![AttributeProto::float("max", 6.0)]),
+        with("Pad", &["o"], &["p"], vec![AttributeProto::ints("pads", &[0; 8]), AttributeProto::float("value", 1.0)]),
+        with("Upsample", &["p", "scales"], &["u"], vec![AttributeProto::string("mode", "nearest")]),
+        with("Softmax", &["u"], &["h"], int("axis", 2)),
+        with("Gemm", &["h", "q", "s"], &["j"], int("transB", 1)),
+        with("Dropout", &["j"], &["y", "mask"], vec![AttributeProto::float("ratio", 0.5)]),
+    ];
+    let constants = vec![
+        TensorProto::floats("m".into(), &[2, 2], &[1.0, 2.0, 3.0, 4.0]),
+        TensorProto::floats("q".into(), &[2, 2], &[1.0, 2.0, 3.0, 4.0]),
+        TensorProto::floats("s".into(), &[2], &[1.0, 2.0]),
+        TensorProto::floats("scales".into(), &[4], &[1.0, 1.0, 2.0, 2.0]),
+        ints("shape", &[2, 2, 1, 1]),
+    ];
+    let mut model = model(4, nodes, constants);
+    model.opset_import[0].version = Some(9);
+    model
+}
+
+#[test]
+fn damaged_models_do_not_panic() {
+    let bytes = varied().to_bytes().unwrap();
+    let mut state = 1u64;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let mut read = 0;
+    for _ in 0..6_000 {
+        let mut damaged = bytes.clone();
+        for _ in 0..=random(4) {
+            let at = random(damaged.len());
+            damaged[at] = [0, 1, 2, 0x7f, 0xff, random(256) as u8][random(6)];
+        }
+        let Ok(mut model) = ModelProto::parse(damaged.into()) else { continue };
+        read += 1;
+        let mut other = model.clone();
+        prepare(&mut model, PrepareOptions::default());
+        let _ = (raise_opset(&mut model, 13), raise_opset(&mut other, 21));
+    }
+    assert!(read > 1_000, "only {read} of 6,000 were models");
+}
+
+#[test]
+fn varied_models_are_prepared_and_raised() {
+    let mut model = varied();
+    prepare(&mut model, PrepareOptions::default());
+    raise_opset(&mut model, 21).unwrap();
+    let expected = ["Conv", "If", "Clip", "Pad", "Resize", "Shape", "Flatten", "Softmax", "Reshape", "Gemm"];
+    assert_eq!(operators(model.graph.as_deref().unwrap())[..2], expected[..2]);
 }

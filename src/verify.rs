@@ -1,8 +1,9 @@
 //! Whether an output is whole: its sidecar is valid, every file is there and unchanged, tensors fit their parameters.
 
 use crate::error::{Error, Result, show_name};
-use crate::formats::ReadOptions;
 use crate::formats::mmap::MappedFile;
+use crate::formats::{self, ReadOptions};
+use crate::model::Model;
 use crate::outputs::document::{self, Document, FileRecord};
 use crate::outputs::quantized::{QuantizedModel, is_contained};
 use crate::outputs::staging;
@@ -52,15 +53,24 @@ pub fn verify(output: &Path, read: &ReadOptions, progress: &dyn Progress) -> Res
         findings.push("sidecar: expected one record a file, found several of the same name".to_owned());
     }
     if findings.is_empty() {
-        match QuantizedModel::open(output, read) {
+        match open_members(output, dir, &document, read) {
             Err(error) => findings.push(error.to_string()),
-            Ok(quantized) => {
-                let missing = quantized.model.files().iter().filter(|file| !recorded.contains(&*file.name()));
+            Ok(model) => {
+                let missing = model.files().iter().filter(|file| !recorded.contains(&*file.name()));
                 findings.extend(missing.map(|file| format!("{}: expected a record in the sidecar, found none", show_name(&file.name()))));
             }
         }
     }
     Ok(Verification { sidecar, intact, findings })
+}
+
+/// Reads what was written as its readers will: ONNX models by themselves, other forms with their sidecar.
+fn open_members(output: &Path, dir: &Path, document: &Document, read: &ReadOptions) -> Result<Model> {
+    match document.output.files.last() {
+        // The model comes last, after the values that it refers to.
+        Some(main) if document.output.form != "sidecar" => formats::open(&dir.join(&main.name), read),
+        _ => QuantizedModel::open(output, read).map(|quantized| quantized.model),
+    }
 }
 
 fn check_file(dir: &Path, record: &FileRecord, progress: &dyn Progress) -> Result<(), String> {

@@ -3,7 +3,6 @@
 use super::Done;
 use super::options::{self, DurabilityValue};
 use super::progress::Bar;
-use qtool::calibration::engine::EngineChoice;
 use qtool::method::Method;
 use qtool::pipeline::CalibrationRequest;
 use qtool::pipeline::calibrate::{CalibrateRequest, calibrate, merge};
@@ -17,15 +16,11 @@ use std::path::PathBuf;
 pub(super) struct Arguments {
     /// An .onnx file
     model: PathBuf,
-    /// Inputs of the model: .npz, .npy, .safetensors or .pb files, or directories of them; repeatable
-    #[arg(long, value_name = "PATH", required = true)]
-    samples: Vec<PathBuf>,
+    #[command(flatten)]
+    samples: options::Samples,
     /// The file of statistics, in safetensors
     #[arg(long, short)]
     output: PathBuf,
-    /// Use only the first samples
-    #[arg(long, value_name = "N")]
-    samples_limit: Option<usize>,
     /// Of the samples, only every N-th from the I-th on, counted from 0, so that N runs see all
     #[arg(long, value_name = "I/N", value_parser = parse_part)]
     part: Option<(usize, usize)>,
@@ -55,13 +50,7 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     let bar = Bar::new(arguments.print.quiet);
     let request = CalibrateRequest {
         model: arguments.model.clone(),
-        calibration: CalibrationRequest {
-            samples: arguments.samples.clone(),
-            stats: Vec::new(),
-            limit: arguments.samples_limit,
-            part: arguments.part,
-            engine: EngineChoice::Auto,
-        },
+        calibration: CalibrationRequest { part: arguments.part, ..arguments.samples.request() },
         observer: arguments.activation_observer.clone(),
         output: arguments.output.clone(),
         force: arguments.force,

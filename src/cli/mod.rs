@@ -27,7 +27,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    Quantize(quantize::Arguments),
+    Quantize(Box<quantize::Arguments>),
     Calibrate(calibrate::Arguments),
     Merge(calibrate::MergeArguments),
     Dequantize(dequantize::Arguments),

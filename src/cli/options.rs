@@ -2,9 +2,12 @@
 
 use super::print;
 use clap::{Args, ValueEnum};
+use qtool::calibration::samples::SampleLimits;
 use qtool::formats::ReadOptions;
 use qtool::outputs::staging::Durability;
+use qtool::pipeline::CalibrationRequest;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 
 /// How a model is read.
 #[derive(Args)]
@@ -38,6 +41,32 @@ impl Output {
             (true, _) => print::json(value),
             (false, true) => Ok(()),
             (false, false) => print::result(&text()),
+        }
+    }
+}
+
+/// What a model is calibrated with.
+#[derive(Args)]
+pub(super) struct Samples {
+    /// Inputs of an ONNX model: .npz, .npy, .safetensors or .pb files, or directories of them; repeatable
+    #[arg(long, value_name = "PATH")]
+    pub samples: Vec<PathBuf>,
+    /// Use only the first samples
+    #[arg(long, value_name = "N")]
+    pub samples_limit: Option<usize>,
+    /// Largest sample, in memory
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
+    pub max_sample_bytes: u64,
+}
+
+impl Samples {
+    /// As the library takes it.
+    pub(super) fn request(&self) -> CalibrationRequest {
+        CalibrationRequest {
+            samples: self.samples.clone(),
+            limit: self.samples_limit,
+            limits: SampleLimits { max_sample_bytes: self.max_sample_bytes, ..SampleLimits::default() },
+            ..CalibrationRequest::default()
         }
     }
 }

@@ -36,15 +36,11 @@ pub(super) struct Arguments {
     /// Of an ONNX model, quantize only weights of these operators, such as Conv,MatMul
     #[arg(long, value_name = "TYPES", value_delimiter = ',')]
     op_types: Vec<String>,
-    /// Inputs of an ONNX model: .npz, .npy, .safetensors or .pb files, or directories of them; repeatable
-    #[arg(long, value_name = "PATH")]
-    samples: Vec<PathBuf>,
+    #[command(flatten)]
+    samples: options::Samples,
     /// Statistics of activations, as `qtool calibrate` writes them; repeatable
     #[arg(long, value_name = "FILE", conflicts_with = "samples")]
     stats: Vec<PathBuf>,
-    /// Use only the first samples
-    #[arg(long, value_name = "N")]
-    samples_limit: Option<usize>,
     /// Type of codes of activations: uint8 or int8 [default: uint8]
     #[arg(long, value_parser = value::<CodeType>)]
     activations: Option<CodeType>,
@@ -204,12 +200,7 @@ impl Arguments {
                 HashSourceValue::Header => HashSource::Header,
             },
             seed: self.seed,
-            calibration: CalibrationRequest {
-                samples: self.samples.clone(),
-                stats: self.stats.clone(),
-                limit: self.samples_limit,
-                ..CalibrationRequest::default()
-            },
+            calibration: CalibrationRequest { stats: self.stats.clone(), ..self.samples.request() },
         })
     }
 }

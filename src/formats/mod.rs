@@ -131,7 +131,7 @@ const FOREIGN_MAGIC: &[(&[u8], &str, &str)] = &[
 
 pub(crate) fn not_a_model(path: &Path, bytes: &[u8]) -> Error {
     if let Some((_, found, hint)) = FOREIGN_MAGIC.iter().find(|(magic, ..)| bytes.starts_with(magic)) {
-        return Error::malformed(path, format!("content: expected a safetensors file, found {found}")).with_hint(*hint);
+        return Error::malformed(path, format!("content: expected a safetensors file or an ONNX model, found {found}")).with_hint(*hint);
     }
     safetensors::describe_bad_start(path, bytes)
 }

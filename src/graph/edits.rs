@@ -28,16 +28,6 @@ impl Edits {
         name
     }
 
-    /// Whether there is nothing to change.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.first.is_empty()
-            && self.before.is_empty()
-            && self.replaced.is_empty()
-            && self.after.is_empty()
-            && self.initializers.is_empty()
-            && self.removed_initializers.is_empty()
-    }
-
     /// Makes the changes. What was known of the type of a value that has gone goes too.
     pub(crate) fn apply(mut self, graph: &mut GraphProto) {
         let old = std::mem::take(&mut graph.node);

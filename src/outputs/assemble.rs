@@ -32,7 +32,7 @@ impl Assembly<'_> {
         let (mut set, mut records) = (Vec::new(), Vec::new());
         for (i, weights) in layout.files.iter().enumerate() {
             let is_main = i + 1 == layout.files.len();
-            let path = if is_main { target.output.clone() } else { target.check_beside(&weights.name)? };
+            let path = if is_main { target.output.clone() } else { target.check_beside(&weights.name, model)? };
             let staged = StagedFile::create(&path, weights.len)?;
             let mut record = filled(staged.file(), staged.path(), weights, fill)?;
             if is_main {

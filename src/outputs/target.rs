@@ -63,7 +63,21 @@ impl Target {
         let (replace, durability) = (destination.force || destination.in_place, destination.durability);
         let target = Target { output, sidecar, is_directory, replace, in_place: destination.in_place, durability };
         target.check(model.path(), destination.in_place)?;
+        target.spare_inputs(model)?;
         Ok(target)
+    }
+
+    /// Makes sure that no output replaces a file that the model refers to.
+    fn spare_inputs(&self, model: &Model) -> Result<()> {
+        let inputs = || model.files().iter().map(crate::model::SourceFile::path);
+        if self.in_place && model.onnx().is_some() && model.files().len() > 1 {
+            let message = "--in-place: expected a model in one file, found one with values in others";
+            return Err(Error::Usage(format!("{}: {message}", show_path(model.path()))).with_hint("-o writes elsewhere"));
+        }
+        match self.appearing().find(|path| inputs().any(|input| input != model.path() && same_file(path, input))) {
+            None => Ok(()),
+            Some(taken) => Err(Error::Usage(format!("{}: output: expected another file than the model's, found one", show_path(taken)))),
+        }
     }
 
     /// The name of the main output.
@@ -85,8 +99,12 @@ impl Target {
     /// # Errors
     ///
     /// [`Error::Usage`] if it exists, unless outputs are replaced.
-    pub(crate) fn check_beside(&self, name: &str) -> Result<PathBuf> {
+    pub(crate) fn check_beside(&self, name: &str, model: &Model) -> Result<PathBuf> {
         let path = self.output.with_file_name(name);
+        if model.files().iter().any(|input| same_file(&path, input.path())) {
+            let message = "values of the output: expected another file than the model's, found one";
+            return Err(Error::Usage(format!("{}: {message}", show_path(&path))).with_hint("-o gives the output another name"));
+        }
         if !self.replace && path.symlink_metadata().is_ok() {
             return Err(staging::already_exists(&path));
         }

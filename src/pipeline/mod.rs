@@ -101,7 +101,7 @@ impl Prepared {
         let any = if form.needs_params() { onnx::placeholders(&plan) } else { Chosen::default() };
         let layout = form.lay_out(&model, &plan, &any, &target.name())?;
         for beside in layout.files.iter().rev().skip(1).filter(|_| !target.is_directory) {
-            target.check_beside(&beside.name)?;
+            target.check_beside(&beside.name, &model)?;
         }
         target.check_space(layout.bytes())?;
         Ok(Prepared { request, form, model, plan, layout, target, notes })

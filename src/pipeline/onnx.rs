@@ -54,6 +54,8 @@ pub struct CalibrationRequest {
     pub limit: Option<usize>,
     /// Of the samples, every `count`-th from `index` on: `(index, count)`.
     pub part: Option<(usize, usize)>,
+    /// Bounds of the readers of samples.
+    pub limits: SampleLimits,
     /// What runs the model.
     pub engine: EngineChoice,
 }
@@ -110,7 +112,9 @@ pub(super) fn inputs(onnx: &OnnxModel) -> Vec<InputSpec> {
 /// What tells the model from others: the content of all its files.
 pub(super) fn identity(model: &Model) -> ModelIdentity {
     let mut hasher = blake3::Hasher::new();
-    model.files().iter().for_each(|file| drop(hasher.update(file.bytes())));
+    for file in model.files() {
+        hasher.update(file.bytes());
+    }
     let name = model.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     ModelIdentity { name, bytes: model.bytes(), blake3: hasher.finalize() }
 }
@@ -131,7 +135,7 @@ pub(super) fn statistics(
         return stats::merge(parts);
     }
     let onnx = model.onnx().ok_or_else(|| Error::Usage("--samples: expected an ONNX model, found another".into()))?;
-    let samples = Samples::open(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &SampleLimits::default())?;
+    let samples = Samples::open(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
     let observed = plan.values.values.iter().filter(|(_, source)| **source == RangeSource::Observed).map(|(name, _)| name.clone());
     let counted = counted(onnx, plan).map(|(_, _, value)| value.to_owned());
     let observer = ObserverChoice::new(observer)?;

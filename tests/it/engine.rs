@@ -153,6 +153,7 @@ fn what_the_engine_cannot_run_is_named() {
 fn samples_that_are_not_the_models_are_refused() {
     let (sample, _) = reference("kinds");
     let engine = open("kinds", 1 << 20);
+    #[expect(clippy::type_complexity, reason = "a list of named arrays")]
     let run = |change: &dyn Fn(&mut Vec<(String, Array)>)| -> Result<Vec<Array>> {
         let mut sample = sample.clone();
         change(&mut sample);

@@ -64,7 +64,6 @@ fn links_out_of_the_directory_need_trust() {
 }
 
 #[test]
-#[ignore = "outputs::target compares destinations with the model's own file only"]
 fn data_files_are_inputs_that_no_output_replaces() {
     let dir = model();
     for arguments in ["quantize model.onnx -o weights.bin --force", "quantize model.onnx -o out.onnx --sidecar weights.bin --force"] {

@@ -97,7 +97,7 @@ fn look_up_codes(rewriter: &mut Rewriter<'_>, layer: &Layer, node: &NodeProto) {
         return replace(rewriter, layer, vec![gather, dequantize]);
     }
     let mut nodes = vec![gather];
-    let mut column = |rewriter: &mut Rewriter<'_>, nodes: &mut Vec<NodeProto>, source: &str, what: &str| {
+    let column = |rewriter: &mut Rewriter<'_>, nodes: &mut Vec<NodeProto>, source: &str, what: &str| {
         // [rows] → [rows, 1], so that what is gathered broadcasts over a row.
         let unsqueezed = rewriter.column(layer.weight.0, source);
         let value = rewriter.names.fresh(&format!("{out}_{what}"));

@@ -597,6 +597,27 @@ def recurrent(op, gates, directions=1, direction=None, state=False, **attributes
     return b.case(dynamic=op == "LSTM")
 
 
+@case("lstm-in-if")
+def recurrent_in_branches():
+    """As PyTorch exports it: nothing between the recurrent layers and the readers of their output has a type but by inference."""
+    b = Build(69)
+    x, condition = b.input("x", ["time", "batch", 24]), b.input("condition", [], BOOL)
+    bodies = []
+    for name in ("then", "else"):
+        inner = Build(69, prefix=f"{name}_")
+        w = inner.weight(f"{name}_w", (1, 128, 24), 1, fan_in=24)
+        r = inner.weight(f"{name}_r", (1, 128, 32), 1, fan_in=32)
+        value = inner.node("LSTM", x, w, r, hidden_size=32)
+        inner.outputs.append(helper.make_empty_tensor_value_info(value))
+        b.weights.update(inner.weights)
+        bodies.append(inner.graph(name))
+    value = b.node("If", condition, then_branch=bodies[0], else_branch=bodies[1])
+    value = b.node("Unsqueeze", value, b.constant("first", np.array([0], np.int64)))
+    value = b.node("Squeeze", value, b.constant("axes", np.array([0, 2], np.int64)))
+    b.output(b.node("MatMul", value, b.weight("w1", (32, 40), 1)), ["time", "batch", 40])
+    return b.case(dynamic=True)
+
+
 # Bodies and functions
 
 

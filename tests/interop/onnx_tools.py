@@ -15,9 +15,9 @@ INT8, UINT8 = onnx.TensorProto.INT8, onnx.TensorProto.UINT8
 
 
 def session(model, optimize=True, save_as=None, profile=None):
-    """A session on the CPU with one thread."""
+    """A session on the CPU."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = 2
     options.log_severity_level = 4
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

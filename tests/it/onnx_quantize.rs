@@ -1,0 +1,126 @@
+//! `qtool quantize model.onnx` in every mode and form, and calibration in one step and in several.
+
+use crate::support::Workdir;
+use std::fs;
+use std::path::Path;
+
+/// `fixtures/onnx/small`: a model of every kind of layer, and six samples in `samples`.
+fn small() -> Workdir {
+    let dir = Workdir::new();
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/onnx/small");
+    fs::copy(from.join("small.onnx"), dir.path("model.onnx")).unwrap();
+    for i in 0..6 {
+        dir.write(format!("samples/{i}.npz"), fs::read(from.join(format!("{i}.npz"))).unwrap());
+    }
+    dir
+}
+
+/// Nodes of an operator: `op_type` is field 4 of NodeProto.
+fn count(model: &[u8], op_type: &str) -> usize {
+    let field: Vec<u8> = [0x22, op_type.len() as u8].into_iter().chain(op_type.bytes()).collect();
+    model.windows(field.len()).filter(|window| *window == field).count()
+}
+
+struct Case {
+    options: &'static str,
+    /// Operators with how many of them there are in the output.
+    expected: &'static [(&'static str, usize)],
+}
+
+#[test]
+fn every_mode_and_form_has_the_operators_that_runtimes_fuse() {
+    let cases = [
+        Case {
+            options: "--mode weight-only",
+            expected: &[("DequantizeLinear", 7), ("Conv", 3), ("Relu", 1), ("Clip", 1), ("Gemm", 1), ("MatMul", 1), ("LSTM", 1)],
+        },
+        Case {
+            options: "",
+            expected: &[
+                ("DynamicQuantizeLinear", 2),
+                ("MatMulInteger", 2),
+                ("DynamicQuantizeLSTM", 1),
+                ("Conv", 3),
+                ("Gemm", 0),
+                ("MatMul", 0),
+                ("Gather", 2),
+            ],
+        },
+        // Pairs: the image, three convolutions, the pool (with parameters of what it moves), and inputs of both products.
+        Case {
+            options: "--samples samples",
+            expected: &[("QuantizeLinear", 7), ("Conv", 3), ("BatchNormalization", 0), ("Relu", 0), ("Clip", 0), ("Gemm", 1), ("MatMul", 1)],
+        },
+        Case {
+            options: "--samples samples --format qoperator",
+            expected: &[("QLinearConv", 3), ("Conv", 0), ("MatMulInteger", 2), ("Gemm", 0), ("MatMul", 0), ("QuantizeLinear", 4)],
+        },
+        Case { options: "--mode weight-only --weights int4 --granularity per-group:16", expected: &[("DequantizeLinear", 8), ("Conv", 3)] },
+        Case { options: "--op-types MatMul", expected: &[("MatMulInteger", 1), ("Gemm", 1), ("LSTM", 1), ("DequantizeLinear", 0)] },
+        Case { options: "--exclude head --exclude gemm", expected: &[("MatMulInteger", 0), ("Gemm", 1), ("MatMul", 1)] },
+    ];
+    for Case { options, expected } in cases {
+        let dir = small();
+        dir.ok(&format!("quantize model.onnx {options}"));
+        let written = dir.names().into_iter().find(|name| name.ends_with(".onnx") && name != "model.onnx").unwrap();
+        let model = dir.read(&written);
+        for (op_type, number) in expected {
+            assert_eq!(count(&model, op_type), *number, "{op_type} with {options:?}");
+        }
+        let holds = |text: &str| model.windows(text.len()).any(|window| window == text.as_bytes());
+        assert!(holds("kept too"), "metadata with {options:?}");
+        dir.ok(&format!("verify {written}"));
+    }
+}
+
+#[test]
+fn one_step_and_several_write_the_same_bytes_whatever_the_threads() {
+    let dir = small();
+    dir.ok("quantize model.onnx --samples samples --threads 1 -o one.onnx");
+    dir.ok("quantize model.onnx --samples samples --threads 3 -o three.onnx");
+    assert_eq!(dir.read("one.onnx"), dir.read("three.onnx"));
+    for part in 0..3 {
+        dir.ok(&format!("calibrate model.onnx --samples samples --part {part}/3 -o {part}.stats"));
+    }
+    dir.ok("calibrate model.onnx --samples samples -o all.stats");
+    dir.ok("merge 2.stats 0.stats -o some.stats");
+    dir.ok("merge 1.stats some.stats -o merged.stats");
+    assert_eq!(dir.read("merged.stats"), dir.read("all.stats"));
+    dir.ok("quantize model.onnx --stats 1.stats --stats some.stats -o parts.onnx");
+    assert_eq!(dir.read("parts.onnx"), dir.read("one.onnx"));
+    assert_eq!(dir.json("parts.json")["calibration"], dir.json("one.json")["calibration"]);
+    assert_eq!(dir.json("one.json")["calibration"]["samples"], 6);
+    assert_eq!(dir.json("one.json")["activations"]["relu1"]["zero_point"], 0);
+}
+
+#[test]
+fn observers_of_activations_choose_different_ranges() {
+    let dir = small();
+    let mut scales = Vec::new();
+    for observer in ["min-max", "percentile:99", "mse", "moving-average"] {
+        dir.ok(&format!("quantize model.onnx --samples samples --activation-observer {observer} -o q.onnx --force"));
+        scales.push(dir.json("q.json")["activations"]["image"]["scale"].as_f64().unwrap());
+    }
+    assert!(scales[1..].iter().all(|scale| *scale < scales[0]), "{scales:?}");
+}
+
+#[test]
+fn what_cannot_be_calibrated_is_refused_before_anything_is_written() {
+    let dir = small();
+    dir.write("bad/0.npz", "not a zip archive");
+    dir.write("other.onnx", dir.read("model.onnx").iter().copied().chain([0x32, 1, b'x']).collect::<Vec<u8>>());
+    dir.ok("calibrate other.onnx --samples samples -o other.stats");
+    for (arguments, code) in [
+        ("quantize model.onnx --mode static", 2),
+        ("quantize model.onnx --samples bad", 1),
+        ("quantize model.onnx --samples nowhere", 4),
+        ("quantize model.onnx --stats model.onnx", 1),
+        ("quantize model.onnx --stats other.stats", 1),
+        ("quantize model.onnx --samples samples --activations int4", 2),
+        ("quantize model.onnx --format sidecar", 2),
+        ("merge other.stats other.stats -o twice.stats", 1),
+    ] {
+        dir.fails(arguments, code).expect_one_error();
+    }
+    assert!(!dir.exists("model.int8.onnx") && !dir.exists("twice.stats"));
+}

@@ -5,6 +5,7 @@ pub(crate) mod bodies;
 pub(crate) mod cost;
 pub(crate) mod edits;
 pub(crate) mod index;
+pub(crate) mod lower;
 pub(crate) mod names;
 pub(crate) mod onnx_model;
 pub(crate) mod ops;

@@ -1,7 +1,7 @@
 //! Text for people: plans, summaries and tables, readable without colour, every name escaped.
 
 use super::{QuantizeReport, TensorOutcome, TensorReport};
-use crate::compare::{Comparison, Difference, TensorDifference};
+use crate::compare::{Comparison, Difference, LayerDifference, OutputComparison, OutputDifference, TensorDifference};
 use crate::error::{escape, show_name, show_path};
 use crate::inspect::{Inspection, QUANTIZE, ValueSummary};
 use crate::pipeline::calibrate::CalibrationReport;
@@ -197,18 +197,6 @@ fn sparkline(values: &ValueSummary) -> String {
 /// What `compare` prints; tensors that fail a gate are marked.
 pub fn comparison(found: &Comparison, failing: &[&TensorDifference]) -> String {
     let mut rows = vec![["tensor", "SQNR", "MSE", "max abs", "cosine", ""].map(String::from).to_vec()];
-    let cells = |name: String, difference: &Difference, note: &str| {
-        let Difference { cosine, max_abs, mse, .. } = *difference;
-        let cosine = cosine.map_or("none".to_owned(), |cosine| format!("{cosine:.6}"));
-        vec![
-            name,
-            sqnr(&Metrics { sqnr_db: difference.sqnr_db, mse, max_abs }),
-            format!("{mse:.3e}"),
-            format!("{max_abs:.3e}"),
-            cosine,
-            note.into(),
-        ]
-    };
     let failing: HashSet<&str> = failing.iter().map(|tensor| tensor.name.as_str()).collect();
     for tensor in &found.tensors {
         let fails = failing.contains(tensor.name.as_str());
@@ -217,10 +205,44 @@ pub fn comparison(found: &Comparison, failing: &[&TensorDifference]) -> String {
             (false, true) => "",
             (false, false) => "float",
         };
-        rows.push(cells(show_name(&tensor.name).to_string(), &tensor.difference, note));
+        rows.push(cells(show_name(&tensor.name).to_string(), &tensor.difference, note.into()));
     }
-    rows.push(cells("total".into(), &found.total, ""));
+    rows.push(cells("total".into(), &found.total, String::new()));
     table(&rows, &[1, 2, 3, 4])
+}
+
+/// The columns of a difference.
+fn cells(name: String, difference: &Difference, note: String) -> Vec<String> {
+    let Difference { cosine, max_abs, mse, .. } = *difference;
+    let cosine = cosine.map_or("none".to_owned(), |cosine| format!("{cosine:.6}"));
+    vec![name, shown_sqnr(difference), format!("{mse:.3e}"), format!("{max_abs:.3e}"), cosine, note]
+}
+
+fn shown_sqnr(difference: &Difference) -> String {
+    sqnr(&Metrics { sqnr_db: difference.sqnr_db, mse: difference.mse, max_abs: difference.max_abs })
+}
+
+/// What `compare` prints of models that it ran; outputs that fail a gate are marked.
+pub fn output_comparison(found: &OutputComparison, failing: &[&OutputDifference]) -> String {
+    let mut rows = vec![["output", "SQNR", "MSE", "max abs", "cosine", "top-1", ""].map(String::from).to_vec()];
+    for output in &found.outputs {
+        let fails = failing.iter().any(|failing| failing.name == output.name);
+        let top1 = output.top1.map_or(String::new(), |share| format!("{:.2} %", 100.0 * share));
+        let mut row = cells(show_name(&output.name).to_string(), &output.difference, top1);
+        row.push(if fails { "FAILS".into() } else { String::new() });
+        rows.push(row);
+    }
+    let samples = if found.samples == 1 { "1 sample".to_owned() } else { format!("{} samples", found.samples) };
+    let mut text = format!("{samples}\n{}", table(&rows, &[1, 2, 3, 4, 5]));
+    if let Some(layers) = &found.layers {
+        let mut rows = vec![["value", "operator", "SQNR", "alone"].map(String::from).to_vec()];
+        let row = |layer: &LayerDifference| {
+            vec![show_name(&layer.name).to_string(), layer.op.clone(), shown_sqnr(&layer.difference), shown_sqnr(&layer.local)]
+        };
+        rows.extend(layers.iter().map(row));
+        let _ = write!(text, "\n{}", table(&rows, &[2, 3]));
+    }
+    text
 }
 
 /// What `verify` prints.

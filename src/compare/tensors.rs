@@ -1,9 +1,6 @@
-//! How far a quantized model is from the float one, tensor by tensor: values as f32, as they are quantized, sums in f64.
-//!
-//! ```text
-//! SQNR = 10 log10(Σ x² / Σ (x − x')²) dB      MSE = Σ (x − x')² / n      cosine = Σ x x' / √(Σ x² Σ x'²)
-//! ```
+//! How far a quantized model is from the float one, tensor by tensor: values as f32, as they are quantized.
 
+use super::{Difference, Gates, Sums};
 use crate::error::Result;
 use crate::formats::{self, ReadOptions};
 use crate::model::Model;
@@ -15,19 +12,6 @@ use std::path::Path;
 
 /// Elements that are compared at a time.
 const PIECE: usize = 1 << 16;
-
-/// The difference of two tensors, or of two models.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Difference {
-    /// Cosine of the angle between both; `None` where one is all zero.
-    pub cosine: Option<f64>,
-    /// Largest absolute difference, in real units.
-    pub max_abs: f64,
-    /// Mean squared difference, in squared real units.
-    pub mse: f64,
-    /// Signal to noise in dB; `None` where there is no difference, or no signal.
-    pub sqnr_db: Option<f64>,
-}
 
 /// One tensor of a [`Comparison`].
 #[derive(Clone, Debug, Serialize)]
@@ -50,25 +34,10 @@ pub struct Comparison {
     pub total: Difference,
 }
 
-/// What a comparison must not fall short of.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Gates {
-    /// Least SQNR of every tensor, in dB.
-    pub min_sqnr: Option<f64>,
-    /// Largest MSE of every tensor.
-    pub max_mse: Option<f64>,
-}
-
 impl Comparison {
     /// The tensors that do not pass.
     pub fn failing(&self, gates: &Gates) -> Vec<&TensorDifference> {
-        let fails = |tensor: &&TensorDifference| {
-            let Difference { sqnr_db, mse, .. } = tensor.difference;
-            // A tensor that lost everything it had has no SQNR to compare; without any error it passes.
-            let sqnr = sqnr_db.unwrap_or(if mse == 0.0 { f64::INFINITY } else { f64::NEG_INFINITY });
-            gates.min_sqnr.is_some_and(|min| sqnr < min) || gates.max_mse.is_some_and(|max| mse > max || mse.is_nan())
-        };
-        self.tensors.iter().filter(fails).collect()
+        self.tensors.iter().filter(|tensor| gates.fails(&tensor.difference)).collect()
     }
 }
 
@@ -115,12 +84,7 @@ pub fn compare(float: &Path, quantized: &Path, read: &ReadOptions, threads: usiz
         difference: sums.difference(),
     };
     let mut tensors: Vec<TensorDifference> = pairs.iter().zip(&sums).map(difference).collect();
-    let badness = |tensor: &TensorDifference| match tensor.difference {
-        Difference { sqnr_db: Some(db), .. } => db,
-        Difference { mse: 0.0, .. } => f64::INFINITY,
-        _ => f64::NEG_INFINITY,
-    };
-    tensors.sort_by(|a, b| badness(a).total_cmp(&badness(b)).then_with(|| a.name.cmp(&b.name)));
+    tensors.sort_by(|a, b| a.difference.quality().total_cmp(&b.difference.quality()).then_with(|| a.name.cmp(&b.name)));
     Ok(Comparison { tensors, total: total.difference() })
 }
 
@@ -174,55 +138,15 @@ impl Other {
     }
 }
 
-#[derive(Clone, Copy, Default)]
-struct Sums {
-    count: u64,
-    error: f64,
-    a: f64,
-    b: f64,
-    product: f64,
-    max: f64,
-}
-
-impl Sums {
-    fn merge(&mut self, other: &Sums) {
-        self.count += other.count;
-        self.error += other.error;
-        self.a += other.a;
-        self.b += other.b;
-        self.product += other.product;
-        self.max = self.max.max(other.max);
-    }
-
-    fn difference(&self) -> Difference {
-        let finite = |value: f64| Some(value).filter(|value| value.is_finite());
-        Difference {
-            cosine: finite(self.product / (self.a * self.b).sqrt()).map(|cosine| cosine.clamp(-1.0, 1.0)),
-            max_abs: self.max,
-            mse: if self.count == 0 { 0.0 } else { self.error / self.count as f64 },
-            sqnr_db: finite(10.0 * (self.a / self.error).log10()),
-        }
-    }
-}
-
 fn compare_tensor(float: &Model, other: &Other, (tensor, counterpart): (usize, usize)) -> Sums {
     let elements = float.tensors()[tensor].info.elements();
     let (mut scratch, mut other_scratch) = (Vec::new(), DequantizeScratch::default());
-    let mut sums = Sums { count: elements as u64, ..Sums::default() };
+    let mut sums = Sums::default();
     for start in (0..elements).step_by(PIECE) {
         let range = start..(start + PIECE).min(elements);
         let a = float.values(tensor, range.clone(), &mut scratch);
         let b = other.values(counterpart, range, &mut other_scratch);
-        for (a, b) in a.iter().zip(b) {
-            let (a, b) = (f64::from(*a), f64::from(*b));
-            // Values that both keep, such as infinities of a mask, do not differ.
-            let error = if a == b || (a.is_nan() && b.is_nan()) { 0.0 } else { a - b };
-            sums.error += error * error;
-            sums.a += a * a;
-            sums.b += b * b;
-            sums.product += a * b;
-            sums.max = sums.max.max(error.abs());
-        }
+        a.iter().zip(b).for_each(|(a, b)| sums.add(f64::from(*a), f64::from(*b)));
     }
     sums
 }

@@ -18,7 +18,7 @@ const ALIGNMENT: u64 = 4096;
 
 /// The files of a model: the model `name` and, if values are to be external or the model would be too large, `name.data`.
 /// `deferred` says what the deferred payloads are.
-pub(super) fn lay_out(mut proto: ModelProto, deferred: &[Content], name: &str, external: bool) -> Vec<FileLayout> {
+pub(crate) fn lay_out(mut proto: ModelProto, deferred: &[Content], name: &str, external: bool) -> Vec<FileLayout> {
     let whole = encode(&proto);
     if !external && whole.len <= LARGEST_MESSAGE {
         return vec![layout(name, whole.segments, deferred, FileKind::Onnx)];

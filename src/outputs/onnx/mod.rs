@@ -1,7 +1,7 @@
 //! ONNX out: the model with quantized weights in place of float ones, in the forms that ONNX Runtime computes with.
 
 mod dynamic;
-mod file;
+pub(crate) mod file;
 pub(crate) mod rewrite;
 pub(crate) mod static_qdq;
 mod weight_only;

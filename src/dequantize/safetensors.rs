@@ -1,8 +1,9 @@
-//! Back to float: every tensor under its name, in its original type, in the order of the header.
+//! Back to float from safetensors: every tensor under its name, in its original type, in the order of the header.
 //!
 //! `value = (code - zero_point) * scale` in f32, rounded to the original type. Tensors that were kept come back bit for
 //! bit.
 
+use super::TAG;
 use crate::error::Result;
 use crate::formats::ReadOptions;
 use crate::outputs::assemble::Assembly;
@@ -18,9 +19,6 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// What is appended to the name of an output unless it is given one.
-const TAG: &str = "float";
-
 /// Elements of a piece.
 const PIECE: usize = 1 << 17;
 
@@ -29,7 +27,7 @@ const PIECE: usize = 1 << 17;
 /// # Errors
 ///
 /// As [`QuantizedModel::open`]; [`crate::Error::Usage`] if the output exists; [`crate::Error::Io`] if it cannot be written.
-pub fn dequantize(
+pub(super) fn dequantize(
     quantized: &Path,
     destination: &Destination,
     read: &ReadOptions,

@@ -49,7 +49,15 @@ fn every_mode_and_form_has_the_operators_that_runtimes_fuse() {
         // Pairs: the image, three convolutions, the pool (with parameters of what it moves), and inputs of both products.
         Case {
             options: "--samples samples",
-            expected: &[("QuantizeLinear", 7), ("Conv", 3), ("BatchNormalization", 0), ("Relu", 0), ("Clip", 0), ("Gemm", 1), ("MatMul", 1)],
+            expected: &[
+                ("QuantizeLinear", 7),
+                ("Conv", 3),
+                ("BatchNormalization", 0),
+                ("Relu", 0),
+                ("Clip", 0),
+                ("Gemm", 1),
+                ("MatMul", 1),
+            ],
         },
         Case {
             options: "--samples samples --format qoperator",

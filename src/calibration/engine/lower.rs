@@ -230,10 +230,12 @@ impl Lowering {
 
     /// Activations that `rten` does not have, of those that it has:
     ///
-    ///     Selu(x)            = gamma * Elu(x, alpha)
-    ///     Celu(x)            = alpha * Elu(x / alpha, 1)
-    ///     ThresholdedRelu(x) = x where x > alpha, else 0
-    ///     Mish(x)            = x * Tanh(Softplus(x))
+    /// ```text
+    /// Selu(x)            = gamma * Elu(x, alpha)
+    /// Celu(x)            = alpha * Elu(x / alpha, 1)
+    /// ThresholdedRelu(x) = x where x > alpha, else 0
+    /// Mish(x)            = x * Tanh(Softplus(x))
+    /// ```
     fn activation(&mut self, node: NodeProto) -> Replacement {
         let mut out = Replacement::default();
         let x = node.input.first().cloned().unwrap_or_default();

@@ -2,9 +2,11 @@
 //!
 //! With a layer `y = W x + b` for each channel of its output:
 //!
-//!     BatchNormalization:  factor = scale / sqrt(variance + epsilon)   offset = B - mean * factor
-//!     after a layer:       W' = factor * W                             b' = factor * b + offset
-//!     before a layer:      W' = W * factor (over its input's channels) b' = b + W offset
+//! ```text
+//! BatchNormalization:  factor = scale / sqrt(variance + epsilon)   offset = B - mean * factor
+//! after a layer:       W' = factor * W                             b' = factor * b + offset
+//! before a layer:      W' = W * factor (over its input's channels) b' = b + W offset
+//! ```
 //!
 //! Computed in f64 from the stored values and rounded once. BatchNormalization is folded into Conv, ConvTranspose, Gemm and
 //! MatMul of matrices (whose bias is an Add), and into a Conv or Gemm after it if nothing is padded, as padding would see

@@ -8,7 +8,9 @@ use crate::tensor::encode_f32;
 
 /// Which channel each element of a weight belongs to, row-major:
 ///
-///     channel(i) = floor(i / group_len) * per_group + floor(i / inner) mod per_group
+/// ```text
+/// channel(i) = floor(i / group_len) * per_group + floor(i / inner) mod per_group
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Channels {
     /// Number of channels of one group.

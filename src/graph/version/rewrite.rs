@@ -77,7 +77,9 @@ pub(super) fn grid_sample(node: &mut NodeProto, _step: &mut Step<'_>) -> Result<
 
 /// Version 21 has scale and bias for each channel: those of a group are repeated for each of its channels.
 ///
-///     Reshape(Expand(Unsqueeze(scale, 1), Concat([1], channels / groups)), [-1])
+/// ```text
+/// Reshape(Expand(Unsqueeze(scale, 1), Concat([1], channels / groups)), [-1])
+/// ```
 pub(super) fn group_normalization(node: &mut NodeProto, step: &mut Step<'_>) -> Result<(), String> {
     let groups = node.attribute("num_groups").and_then(|attribute| attribute.i).filter(|groups| *groups > 0);
     let groups = groups.ok_or("num_groups: expected a number, found none")?;

@@ -7,6 +7,7 @@ mod directory;
 mod engine;
 mod golden;
 mod interruption;
+mod onnx_compare;
 mod onnx_quantize;
 mod onnx_reading;
 mod options;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// `fixtures/onnx/small`: a model of every kind of layer, and six samples in `samples`.
-fn small() -> Workdir {
+pub(crate) fn small() -> Workdir {
     let dir = Workdir::new();
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/onnx/small");
     fs::copy(from.join("small.onnx"), dir.path("model.onnx")).unwrap();
@@ -16,7 +16,7 @@ fn small() -> Workdir {
 }
 
 /// Nodes of an operator: `op_type` is field 4 of NodeProto.
-fn count(model: &[u8], op_type: &str) -> usize {
+pub(crate) fn count(model: &[u8], op_type: &str) -> usize {
     let field: Vec<u8> = [0x22, op_type.len() as u8].into_iter().chain(op_type.bytes()).collect();
     model.windows(field.len()).filter(|window| *window == field).count()
 }

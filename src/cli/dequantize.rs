@@ -8,10 +8,11 @@ use std::path::PathBuf;
 
 /// Write the float model that a quantized one stands for: original names, types and order
 ///
-/// `model.int8.safetensors` becomes `model.int8.float.safetensors` unless -o says otherwise; a directory DIR, `DIR-float`.
+/// `model.int8.safetensors` becomes `model.int8.float.safetensors` unless -o says otherwise; `model.int8.onnx`
+/// becomes `model.int8.float.onnx`; a directory DIR, `DIR-float`. An ONNX model needs no sidecar, and may be another tool's.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// An output of qtool: its sidecar, its file of weights or its directory
+    /// An output of qtool (its sidecar, its file of weights or its directory), or a quantized .onnx file
     quantized: PathBuf,
     /// The float model
     #[arg(long, short)]

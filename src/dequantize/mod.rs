@@ -1,6 +1,6 @@
 //! Back to float: the model that a quantized one stands for.
 //!
-//! What is at the path decides how: [`safetensors`] reads codes with their sidecar, [`onnx`] needs no sidecar.
+//! What is at the path decides how: `safetensors` reads codes with their sidecar, `onnx` needs no sidecar.
 
 mod onnx;
 mod safetensors;

@@ -24,7 +24,7 @@ pub(super) fn rewrite(node: &NodeProto, emit: &mut Emit<'_>) -> Result<Option<Ve
     .map(Some)
 }
 
-fn input<'n>(node: &'n NodeProto, index: usize) -> Result<&'n str, String> {
+fn input(node: &NodeProto, index: usize) -> Result<&str, String> {
     node.input(index).ok_or_else(|| format!("input {index}: expected a value, found none"))
 }
 

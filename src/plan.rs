@@ -4,8 +4,10 @@ use crate::error::{Error, Result, show_name};
 use crate::graph::activations::{self, QuantizedValues};
 use crate::graph::index::GraphIndex;
 use crate::graph::onnx_model::OnnxModel;
+use crate::graph::ops::OPERATORS;
 use crate::graph::scopes::TOP;
 use crate::graph::weights::Layer;
+use crate::method::look_up;
 use crate::model::{Model, ModelTensor, Role};
 use crate::observers::{ObserverChoice, Target};
 use crate::quant::granularity::GroupLayout;
@@ -96,6 +98,9 @@ impl Plan {
                 return Err(error.with_hint("`qtool inspect MODEL` lists the names"));
             }
         }
+        for wanted in &recipe.op_types {
+            look_up("--op-types", OPERATORS, |operator| operator.op_type, wanted)?;
+        }
         ObserverChoice::new(&recipe.settings.observer)?;
         let decisions = (0..model.tensors().len()).map(|tensor| decide(model, tensor, recipe)).collect::<Result<_>>()?;
         let activation_codes = recipe.activations.dtype;
@@ -133,11 +138,13 @@ impl Plan {
         let is_int8 = scheme.codes.bits() == 8 && !matches!(scheme.granularity, Granularity::PerGroup(_));
         let node = onnx.node(layer);
         let fits = match layer.op.as_str() {
-            "MatMul" => layer.input == 1,
+            // Integer products of stacked matrices take one zero point for each matrix.
+            "MatMul" => layer.input == 1 && info.shape.len() == 2,
             "Gemm" => {
                 node.int("transA", 0) == 0 && node.float("alpha", 1.0) == 1.0 && (node.float("beta", 1.0) == 1.0 || node.input(2).is_none())
             }
-            "LSTM" => true,
+            // ONNX Runtime's operator takes int8 without zero points.
+            "LSTM" => scheme.codes == CodeType::Int8 && scheme.rule.symmetric,
             _ => false,
         };
         let is_static = layer.scope == TOP && (fits && layer.op != "LSTM" || layer.op == "Conv");

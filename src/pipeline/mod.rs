@@ -96,6 +96,7 @@ impl Prepared {
         let mut plan = Plan::new(&model, &request.recipe)?;
         if request.recipe.allow_non_finite {
             keep_non_finite(&model, &mut plan);
+            plan.choose_modes(&model, request.recipe.mode);
         }
         let target = Target::choose(&request.destination, &model, request.recipe.settings.weights.name(), true)?;
         let any = if form.needs_params() { onnx::placeholders(&plan) } else { Chosen::default() };

@@ -1,7 +1,7 @@
 """Models that people use, from the packages of wheels.txt, and inputs like those that they are used with.
 
 Inputs are drawn here, not downloaded: text lines and pages in Pillow's own font, a synthetic voice, files of this
-repository, token ids. `samples(seed, count)` gives the same ones on every machine with the same Pillow.
+repository, token ids. The same seed gives the same ones on every machine with the same Pillow, but for files, which change.
 """
 
 import random
@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 from conftest import ROOT
 
 DIRECTORY = ROOT / "target/interop-models"
-WORDS = (ROOT / "README.md").read_text().split()
+# A text that does not change, so that samples do not.
+WORDS = (ROOT / "LICENSE-APACHE").read_text().split()
 
 
 @dataclass
@@ -55,7 +56,7 @@ def download():
 
 
 def text(rng, least, most):
-    """Words of the README."""
+    """Words of a licence."""
     found = ""
     while len(found) < least:
         found = f"{found} {rng.choice(WORDS)}".strip()

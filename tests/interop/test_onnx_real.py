@@ -25,15 +25,16 @@ from onnx_real import MODELS
 from onnx_tools import cosine, outputs, session, sqnr, write_samples
 
 CALIBRATION = 16
-# Samples to judge by: more where they are small, and where few of them decide.
-TEST = {"ocr-direction": 150, "silero": 100, "silero-if": 100, "magika": 48, "ocr-detection": 32, "captcha-detection": 12}
+# Samples to judge by: more where they are small. Of lines the right way up and upside down only a few are uncertain, and
+# those alone decide: with 150 samples the SQNR of one model was between 26 and 46 dB.
+TEST = {"ocr-direction": 600, "silero": 100, "silero-if": 100, "magika": 48, "ocr-detection": 32, "captcha-detection": 12}
 FEW = 20
 MODES = ("auto", "static")
 
 
 @dataclass
 class Floor:
-    """What a quantized model must reach: a little less than it did when this was written."""
+    """What a quantized model must reach: a little less than it did when this was written, with these samples."""
 
     # Mean over samples, of the worst output.
     cosine: float
@@ -45,7 +46,7 @@ class Floor:
 
 FLOORS = {
     ("ocr-recognition", "auto"): Floor(0.93, 0.90),
-    ("ocr-recognition", "static"): Floor(0.93, 0.89, 0.99),
+    ("ocr-recognition", "static"): Floor(0.86, 0.85, 0.99),
     ("ocr-direction", "auto"): Floor(0.999, 0.99),
     ("ocr-direction", "static"): Floor(0.995, 0.97, 0.99),
     ("ocr-detection", "auto"): Floor(0.99, None),
@@ -270,7 +271,7 @@ def test_integers(measured, name, mode):
     assert measured(name, mode).integers >= FLOORS[name, mode].integers
 
 
-@every_model({("ocr-detection", "static"): "min-max ranges cost 4 dB here; --activation-observer mse is far better than either"})
+@every_model()
 def test_at_least_as_accurate_as_onnxruntime(measured, name, mode):
     found = measured(name, mode)
     assert found.sqnr >= found.their_sqnr

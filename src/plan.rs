@@ -36,6 +36,8 @@ pub struct TensorScheme {
     pub clip: Grid,
     /// How values become codes.
     pub arithmetic: Arithmetic,
+    /// How layers of an ONNX model compute with it, where a rule says so.
+    pub mode: Option<Mode>,
 }
 
 impl TensorScheme {
@@ -148,7 +150,7 @@ impl Plan {
             _ => false,
         };
         let is_static = layer.scope == TOP && (fits && layer.op != "LSTM" || layer.op == "Conv");
-        match mode {
+        match scheme.mode.unwrap_or(mode) {
             Mode::Static if is_f32 && is_int8 && is_static => LayerMode::Static,
             Mode::Auto | Mode::Dynamic | Mode::Static if is_f32 && is_int8 && fits => LayerMode::Dynamic,
             _ => LayerMode::WeightOnly,
@@ -176,6 +178,12 @@ impl Plan {
         }
     }
 
+    /// The layers of an ONNX model that compute in this way, with their numbers.
+    pub(crate) fn layers_of<'m>(&'m self, onnx: &'m OnnxModel, mode: LayerMode) -> impl Iterator<Item = (usize, &'m Layer)> {
+        let layers = onnx.weights.layers.iter().enumerate();
+        layers.filter(move |(number, _)| self.layers[*number] == mode)
+    }
+
     /// The tensors that are quantized.
     pub fn quantized(&self) -> impl Iterator<Item = usize> {
         (0..self.decisions.len()).filter(|tensor| self.scheme(*tensor).is_some())
@@ -198,7 +206,8 @@ fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
         return Ok(Decision::Keep { reason: "not matched by --include".into(), is_weight: false });
     }
     if let Some(rule) = resolved.decided_by.filter(|rule| rule.weights == Some(Weights::Keep)) {
-        return Ok(Decision::Keep { reason: format!("kept by the rule for {:?}", rule.pattern.as_str()), is_weight: false });
+        let reason = rule.reason.clone().unwrap_or_else(|| format!("kept by the rule for {:?}", rule.pattern.as_str()));
+        return Ok(Decision::Keep { reason, is_weight: false });
     }
     let is_known_weight = matches!(stored.role, Role::Weight { .. });
     if let (Role::Weight { op, .. }, false) = (&stored.role, recipe.op_types.is_empty())
@@ -206,7 +215,9 @@ fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
     {
         return Ok(Decision::Keep { reason: format!("{op} is not among --op-types"), is_weight: false });
     }
-    if !asked_for && !is_known_weight && (info.elements() as u64) < recipe.min_elements {
+    // A small table is looked up, not computed with: codes of it save nothing.
+    let is_table = matches!(&stored.role, Role::Weight { op, .. } if op == "Gather");
+    if !asked_for && (!is_known_weight || is_table) && (info.elements() as u64) < recipe.min_elements {
         let reason = format!("{} elements, fewer than {}", info.elements(), recipe.min_elements);
         return Ok(Decision::Keep { reason, is_weight: true });
     }
@@ -241,6 +252,7 @@ fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
         rule,
         clip: rule.clip(settings.weights),
         arithmetic: Arithmetic::of(convention, info.dtype),
+        mode: settings.mode,
     })))
 }
 

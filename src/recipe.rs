@@ -18,9 +18,10 @@ use crate::error::{Error, Result, show_name, show_path};
 use crate::method::Method;
 use crate::quant::scheme::{CodeType, Convention, Granularity};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::BTreeMap;
 use std::path::Path;
 
-/// A glob, or a regular expression after `re:`. It is matched against the whole name of a tensor, and against the name
+/// A glob, a regular expression after `re:`, or a name as it is after `name:`. It is matched against the whole name of a tensor, and against the name
 /// of its layer: the tensor's without a final `.weight`.
 #[derive(Clone)]
 pub struct Pattern {
@@ -32,6 +33,7 @@ pub struct Pattern {
 enum Matcher {
     Glob(globset::GlobMatcher),
     Regex(regex::Regex),
+    Name(String),
 }
 
 /// Most bytes that a regular expression may take once compiled: recipes and sidecars come from strangers too.
@@ -45,14 +47,20 @@ impl Pattern {
     /// [`Error::Usage`] with what is wrong.
     pub fn new(text: &str) -> Result<Self> {
         let wrong = |e: &dyn std::fmt::Display| Error::Usage(format!("pattern {}: {e}", show_name(text)));
-        let matcher = match text.strip_prefix("re:") {
-            Some(regex) => {
+        let matcher = match (text.strip_prefix("re:"), text.strip_prefix("name:")) {
+            (_, Some(name)) => Matcher::Name(name.to_owned()),
+            (Some(regex), _) => {
                 let regex = regex::RegexBuilder::new(&format!("^(?:{regex})$")).size_limit(LARGEST_REGEX).build();
                 Matcher::Regex(regex.map_err(|e| wrong(&e))?)
             }
-            None => Matcher::Glob(globset::Glob::new(text).map_err(|e| wrong(&e))?.compile_matcher()),
+            (None, None) => Matcher::Glob(globset::Glob::new(text).map_err(|e| wrong(&e))?.compile_matcher()),
         };
         Ok(Pattern { text: text.to_owned(), matcher })
+    }
+
+    /// The pattern that matches `name` only.
+    pub fn exact(name: &str) -> Self {
+        Pattern { text: format!("name:{name}"), matcher: Matcher::Name(name.to_owned()) }
     }
 
     /// Whether it matches a tensor of this name.
@@ -64,6 +72,7 @@ impl Pattern {
         match &self.matcher {
             Matcher::Glob(glob) => glob.is_match(name),
             Matcher::Regex(regex) => regex.is_match(name),
+            Matcher::Name(exact) => exact == name,
         }
     }
 
@@ -129,6 +138,9 @@ pub struct Settings {
     pub convention: Option<Convention>,
     /// Which values share a scale. Default: `per-channel`.
     pub granularity: Granularity,
+    /// How layers of an ONNX model compute with it. Default: as the recipe's own `mode` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
     /// How the range is chosen. Default: `min-max`.
     pub observer: Method,
     /// Whether the zero point is the middle of the grid. Default: true.
@@ -143,6 +155,7 @@ impl Default for Settings {
             axis: 0,
             convention: None,
             granularity: Granularity::PerChannel,
+            mode: None,
             observer: Method::new("min-max"),
             symmetric: true,
             weights: CodeType::Int8,
@@ -158,13 +171,23 @@ pub struct Activations {
     pub dtype: CodeType,
     /// How ranges are chosen. Default: `min-max`.
     pub observer: Method,
+    /// How ranges of single values are chosen, by the name of the value in the graph.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub observers: BTreeMap<String, Method>,
     /// Whether the zero point is the middle of the grid. Default: false.
     pub symmetric: bool,
 }
 
 impl Default for Activations {
     fn default() -> Self {
-        Activations { dtype: CodeType::Uint8, observer: Method::new("min-max"), symmetric: false }
+        Activations { dtype: CodeType::Uint8, observer: Method::new("min-max"), observers: BTreeMap::new(), symmetric: false }
+    }
+}
+
+impl Activations {
+    /// How the range of `value` is chosen.
+    pub fn observer_of(&self, value: &str) -> &Method {
+        self.observers.get(value).unwrap_or(&self.observer)
     }
 }
 
@@ -184,9 +207,15 @@ pub struct Rule {
     /// The tensors it is about.
     #[serde(rename = "match")]
     pub pattern: Pattern,
+    /// How layers of an ONNX model compute with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
     /// How the range is chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observer: Option<Method>,
+    /// Why, for the plan and the sidecar.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Whether the zero point is the middle of the grid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symmetric: Option<bool>,
@@ -196,8 +225,24 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// A rule for `pattern` that changes nothing yet.
+    pub fn new(pattern: Pattern) -> Self {
+        Rule {
+            axis: None,
+            convention: None,
+            granularity: None,
+            pattern,
+            mode: None,
+            observer: None,
+            reason: None,
+            symmetric: None,
+            weights: None,
+        }
+    }
+
     fn apply(&self, settings: &mut Settings) {
-        let Rule { axis, convention, granularity, pattern: _, observer, symmetric, weights } = self.clone();
+        let Rule { axis, convention, granularity, pattern: _, mode, observer, reason: _, symmetric, weights } = self.clone();
+        settings.mode = mode.or(settings.mode);
         settings.axis = axis.unwrap_or(settings.axis);
         settings.convention = convention.or(settings.convention);
         settings.granularity = granularity.unwrap_or(settings.granularity);
@@ -231,6 +276,10 @@ pub struct Recipe {
     pub op_types: Vec<String>,
     /// Smaller tensors stay in float. Default: 1024 elements.
     pub min_elements: u64,
+    /// Signal to noise in dB that every output of an ONNX model is to keep on the samples; layers that cost too much are
+    /// spared. 0 measures nothing. Default: [`DEFAULT_MIN_SQNR_DB`](crate::sensitivity::DEFAULT_MIN_SQNR_DB).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_sqnr: Option<f64>,
     /// Exceptions, in order.
     #[serde(rename = "rule")]
     pub rules: Vec<Rule>,
@@ -247,6 +296,7 @@ impl Default for Recipe {
             mode: Mode::Auto,
             op_types: vec![],
             min_elements: 1024,
+            min_sqnr: None,
             rules: vec![],
         }
     }

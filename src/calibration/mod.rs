@@ -3,5 +3,6 @@
 pub mod array;
 pub mod engine;
 pub(crate) mod observe;
+pub(crate) mod ranges;
 pub mod samples;
 pub mod stats;

@@ -4,6 +4,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use qtool::stream::Progress;
 
 const BYTES: &str = "{wide_bar} {bytes} of {total_bytes}  {bytes_per_sec}  {eta} left";
+const MEASUREMENTS: &str = "{wide_bar} layers measured: {pos} of {len}  {eta} left";
 const SAMPLES: &str = "{wide_bar} sample {pos} of {len}  {per_sec}  {eta} left";
 
 /// Drawn on standard error; does nothing where that is no terminal, or when asked to be quiet.
@@ -35,6 +36,10 @@ impl Progress for Bar {
 
     fn begin_samples(&self, total: u64) {
         self.start(total, SAMPLES);
+    }
+
+    fn begin_measurements(&self, total: u64) {
+        self.start(total, MEASUREMENTS);
     }
 
     fn advance(&self, count: u64) {

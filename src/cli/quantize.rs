@@ -38,8 +38,8 @@ pub(super) struct Arguments {
     op_types: Vec<String>,
     #[command(flatten)]
     samples: options::Samples,
-    /// Statistics of activations, as `qtool calibrate` writes them; repeatable
-    #[arg(long, value_name = "FILE", conflicts_with = "samples")]
+    /// Statistics of activations, as `qtool calibrate` writes them, for ranges; samples beside them only measure layers; repeatable
+    #[arg(long, value_name = "FILE")]
     stats: Vec<PathBuf>,
     /// Type of codes of activations: uint8 or int8 [default: uint8]
     #[arg(long, value_parser = value::<CodeType>)]
@@ -47,6 +47,10 @@ pub(super) struct Arguments {
     /// How ranges of activations are chosen, as --observer [default: min-max]
     #[arg(long, value_parser = value::<Method>)]
     activation_observer: Option<Method>,
+    /// SQNR in dB that every output is to keep on the samples: what costs too much is found by measuring each layer, and stays
+    /// in float or gets other ranges; 0 measures nothing [default: 25]
+    #[arg(long, value_name = "DB")]
+    min_sqnr: Option<f64>,
     /// Whether zero points of activations are in the middle of the codes [default: asymmetric]
     #[arg(long, value_enum)]
     activation_symmetry: Option<Symmetry>,
@@ -166,6 +170,7 @@ impl Arguments {
             settings.observer = observer.clone();
         }
         recipe.min_elements = self.min_elements.unwrap_or(recipe.min_elements);
+        recipe.min_sqnr = self.min_sqnr.or(recipe.min_sqnr);
         recipe.allow_non_finite |= self.allow_non_finite;
         recipe.include.extend(self.include.iter().cloned());
         recipe.exclude.extend(self.exclude.iter().cloned());

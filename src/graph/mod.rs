@@ -2,7 +2,6 @@
 
 pub(crate) mod activations;
 pub(crate) mod bodies;
-pub(crate) mod cost;
 pub(crate) mod edits;
 pub(crate) mod index;
 pub(crate) mod lower;

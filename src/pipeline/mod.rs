@@ -3,18 +3,19 @@
 pub mod calibrate;
 mod onnx;
 
+use crate::calibration::ranges::{self, Ranges};
 use crate::error::{Error, Result, show_path};
 use crate::formats::{self, ReadOptions};
 use crate::model::{Model, SourceFile};
 use crate::outputs::assemble::Assembly;
-use crate::outputs::document::{self, ActivationRecord, Document, FileRecord};
+use crate::outputs::document::{self, Document, FileRecord};
 use crate::outputs::onnx::rewrite::Chosen;
 use crate::outputs::target::Target;
 use crate::outputs::{OUTPUTS, Output, OutputLayout, record};
 use crate::plan::{Decision, Plan};
-use crate::quant::params::Params;
 use crate::recipe::{Mode, Recipe};
 use crate::report::QuantizeReport;
+use crate::sensitivity::cost;
 use crate::stream::quantize::{LARGEST_PIECE_BYTES, QuantizeJobs};
 use crate::stream::{self, Progress, observe};
 use std::cell::RefCell;
@@ -93,11 +94,7 @@ impl Prepared {
         onnx::check_activation_codes(request.recipe.activations.dtype)?;
         let notes = onnx::already_quantized(&model).into_iter().collect();
         let model = onnx::ready(model, &request.recipe)?;
-        let mut plan = Plan::new(&model, &request.recipe)?;
-        if request.recipe.allow_non_finite {
-            keep_non_finite(&model, &mut plan);
-            plan.choose_modes(&model, request.recipe.mode);
-        }
+        let plan = plan_of(&model, &request.recipe)?;
         let target = Target::choose(&request.destination, &model, request.recipe.settings.weights.name(), true)?;
         let any = if form.needs_params() { onnx::placeholders(&plan) } else { Chosen::default() };
         let layout = form.lay_out(&model, &plan, &any, &target.name())?;
@@ -116,19 +113,26 @@ impl Prepared {
     /// meanwhile, [`crate::Error::Io`] if the outputs cannot be written.
     pub fn run(mut self, progress: &dyn Progress) -> Result<QuantizeReport> {
         let mut chosen = Chosen::default();
-        let (mut activations, mut integer_share) = (None, None);
+        let (mut activations, mut integer_share, mut findings) = (None, None, None);
         if self.form.needs_params() {
             // **Observes** and **chooses** before, as the layout holds the parameters.
-            let Prepared { request, model, plan, .. } = &self;
+            let threads = self.threads();
+            let Prepared { request, model, plan, notes, .. } = &mut self;
             if !plan.values.values.is_empty() {
-                let statistics =
-                    onnx::statistics(model, plan, &request.calibration, &request.recipe.activations.observer, self.threads(), progress)?;
-                let found = onnx::choose_activations(model, plan, &request.recipe, &statistics)?;
-                let params = |record: &ActivationRecord| Params { scale: record.scale, zero_point: record.zero_point };
-                chosen.activations = found.records.iter().map(|(name, record)| (name.clone(), params(record))).collect();
-                activations = Some(found);
-                integer_share = onnx::integer_share(model, plan, &statistics);
+                let observer = &request.recipe.activations.observer;
+                let statistics = onnx::statistics(model, plan, &request.calibration, observer, threads, progress)?;
+                let ranges = Ranges::new(model.path(), &statistics, &request.recipe);
+                if let Some((recipe, found)) = onnx::search(model, plan, request, &statistics, &ranges, threads, progress)? {
+                    *plan = plan_of(model, &recipe)?;
+                    request.recipe = recipe;
+                    findings = found.map_err(|reason| notes.push(reason)).ok();
+                }
+                let choices = ranges.choose_all(&plan.values, &request.recipe)?;
+                chosen.activations = ranges::params_of(&choices);
+                activations = Some((onnx::records(&choices, &request.recipe), onnx::calibration_record(&statistics)));
+                integer_share = cost::integer_share(plan, &cost::of_layers(model, plan, &statistics));
             }
+            let Prepared { model, plan, .. } = &self;
             chosen.weights = observe::all_params(model, plan, self.threads())?;
             onnx::leave_room_for_biases(model, plan, &chosen.activations, &mut chosen.weights);
             self.layout = self.form.lay_out(model, plan, &chosen, &self.target.name())?;
@@ -149,7 +153,7 @@ impl Prepared {
                 |outputs| {
                     // Without a thread to spare it is done here.
                     let sources = hashing.map_or_else(|_| self.hash_sources(), |hashing| hashing.join().expect("hashing does not panic"));
-                    let (activations, calibration) = activations.map(|found| (found.records, found.calibration)).unzip();
+                    let (activations, calibration) = activations.unzip();
                     let activations = activations.unwrap_or_default();
                     let run = record::Run {
                         form: *form,
@@ -165,7 +169,7 @@ impl Prepared {
             )
         })?;
         let report = QuantizeReport::new(model, plan, &outcomes.borrow(), target, layout.bytes());
-        Ok(QuantizeReport { integer_share, notes: self.notes.clone(), ..report })
+        Ok(QuantizeReport { integer_share, findings, notes: self.notes.clone(), ..report })
     }
 
     /// What would be done.
@@ -193,6 +197,16 @@ impl Prepared {
         };
         self.model.files().iter().map(|file| record::source(file, content)).collect()
     }
+}
+
+/// Decides for every tensor of `model` by `recipe`.
+fn plan_of(model: &Model, recipe: &Recipe) -> Result<Plan> {
+    let mut plan = Plan::new(model, recipe)?;
+    if recipe.allow_non_finite {
+        keep_non_finite(model, &mut plan);
+        plan.choose_modes(model, recipe.mode);
+    }
+    Ok(plan)
 }
 
 /// The first form that is for the model.

@@ -1,32 +1,33 @@
 //! What an ONNX model needs besides: the operators' version that the output's nodes take, ranges of activations, and
 //! weight scales that leave room for biases.
 
+use super::Request;
 use crate::calibration::engine::{self, EngineChoice};
-use crate::calibration::observe::{self, Watch};
+use crate::calibration::observe::{Watch, observe as observe_samples};
+use crate::calibration::ranges::{Choice, Ranges};
 use crate::calibration::samples::{InputSpec, SampleLimits, Samples};
 use crate::calibration::stats::{self, ModelIdentity, Statistics};
-use crate::error::{Error, Result, show_name};
+use crate::error::{Error, Result};
 use crate::formats::onnx::proto::{NodeProto, TensorProto};
 use crate::formats::onnx::tensor::element_type;
 use crate::graph::activations::RangeSource;
-use crate::graph::cost;
 use crate::graph::index::GraphIndex;
 use crate::graph::onnx_model::{OnnxModel, into_model};
 use crate::graph::prepare::{PrepareOptions, prepare};
-use crate::graph::scopes::{TOP, scopes};
+use crate::graph::scopes::scopes;
 use crate::graph::version::raise_opset;
-use crate::graph::weights::Layer;
 use crate::method::Method;
 use crate::model::Model;
-use crate::observers::{ObserverChoice, Target};
+use crate::observers::ObserverChoice;
 use crate::outputs::document::{ActivationRecord, CalibrationRecord};
 use crate::outputs::onnx::rewrite::{Chosen, ParamsOf};
 use crate::outputs::onnx::static_qdq::weight_scale_for_bias;
 use crate::plan::{LayerMode, Plan};
-use crate::quant::params::{ParamRule, Params, Range};
-use crate::quant::scheme::{CodeType, Convention, Granularity};
+use crate::quant::params::{Params, Range};
+use crate::quant::scheme::{CodeType, Granularity};
 use crate::recipe::{Mode, Recipe};
-use crate::stream::Progress;
+use crate::sensitivity::{self, DEFAULT_MIN_SQNR_DB, Findings, Search, Setup, cost};
+use crate::stream::{Progress, observe};
 use crate::tensor::Dtype;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -136,8 +137,9 @@ pub(super) fn statistics(
     }
     let onnx = model.onnx().ok_or_else(|| Error::Usage("--samples: expected an ONNX model, found another".into()))?;
     let samples = Samples::open(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
-    let observed = plan.values.values.iter().filter(|(_, source)| **source == RangeSource::Observed).map(|(name, _)| name.clone());
-    let counted = counted(onnx, plan).map(|(_, _, value)| value.to_owned());
+    // Also those that have the range of another: it may stay in float, and then they need their own.
+    let observed = plan.values.values.iter().filter(|(_, source)| **source != RangeSource::Unit).map(|(name, _)| name.clone());
+    let counted = cost::counted(onnx, plan).map(|(_, _, value)| value.to_owned());
     let observer = ObserverChoice::new(observer)?;
     let watch = Watch {
         path: model.path(),
@@ -147,32 +149,7 @@ pub(super) fn statistics(
     };
     let engine = engine::load_model(calibration.engine, model.path(), onnx.file.proto.clone(), &engine::Options::default())?;
     progress.begin_samples(samples.len() as u64);
-    observe::observe(&*engine, &samples, watch, threads, progress)
-}
-
-/// Layers of the top graph, each with the value that tells what it costs.
-fn counted<'m>(onnx: &'m OnnxModel, plan: &'m Plan) -> impl Iterator<Item = (usize, &'m Layer, &'m str)> {
-    let layers = onnx.weights.layers.iter().enumerate().filter(|(_, layer)| layer.scope == TOP);
-    layers.filter_map(|(i, layer)| {
-        // An activation function that goes gives as many elements as it takes.
-        let output = plan.values.outputs.get(&i).map(|output| output.value.as_str());
-        Some((i, layer, output.or_else(|| cost::counted_value(onnx, layer))?))
-    })
-}
-
-/// The share of multiply-adds, of operators of the top graph with constant weights, that are of integers.
-pub(super) fn integer_share(model: &Model, plan: &Plan, statistics: &Statistics) -> Option<f64> {
-    let onnx = model.onnx()?;
-    let (mut integer, mut all) = (0u64, 0u64);
-    for (i, layer, value) in counted(onnx, plan) {
-        let (Some(stats), Some(tensor)) = (statistics.activations.get(value), onnx.tensor(&layer.weight)) else { continue };
-        let cost = cost::multiply_adds(layer, &model.tensors()[tensor].info.shape, stats.values());
-        all += cost;
-        if matches!(plan.layers[i], LayerMode::Static | LayerMode::Dynamic) {
-            integer += cost;
-        }
-    }
-    (all > 0).then(|| integer as f64 / all as f64)
+    observe_samples(&*engine, &samples, watch, threads, progress)
 }
 
 /// Operators that only quantized models have.
@@ -190,39 +167,59 @@ pub(super) fn already_quantized(model: &Model) -> Option<String> {
     (!types.is_empty()).then(|| format!("the model is quantized already, at least in part: it has {}", types.join(", ")))
 }
 
-/// What was chosen for activations.
-pub(super) struct Activations {
-    pub records: BTreeMap<String, ActivationRecord>,
-    pub calibration: CalibrationRecord,
+/// What a sidecar records of values that are quantized.
+pub(super) fn records(choices: &BTreeMap<String, Choice>, recipe: &Recipe) -> BTreeMap<String, ActivationRecord> {
+    let dtype = recipe.activations.dtype;
+    let record = |choice: &Choice| {
+        let Choice { observer, range: Range { min, max }, params: Params { scale, zero_point } } = choice.clone();
+        ActivationRecord { dtype, max, min, observer, scale, zero_point }
+    };
+    choices.iter().map(|(name, choice)| (name.clone(), record(choice))).collect()
 }
 
-/// **Chooses** scale and zero point of every value that is quantized.
-pub(super) fn choose_activations(model: &Model, plan: &Plan, recipe: &Recipe, statistics: &Statistics) -> Result<Activations> {
-    let settings = &recipe.activations;
-    let observer = ObserverChoice::new(&settings.observer)?;
-    let rule = ParamRule::new(recipe.settings.convention.unwrap_or(Convention::Ort), settings.dtype, settings.symmetric, Dtype::F32);
-    let target = Target { rule, single_batch: false };
-    let observed = |name: &str| -> Result<Range> {
-        let missing = || {
-            let error = Error::malformed(model.path(), format!("value {}: expected statistics of it, found none", show_name(name)));
-            error.with_hint("run `qtool calibrate` again with the options of this run")
-        };
-        statistics.activations.get(name).ok_or_else(missing)?.range(&observer, &target)
-    };
-    let mut records = BTreeMap::new();
-    for (name, source) in &plan.values.values {
-        let range = match source {
-            RangeSource::Observed => observed(name)?,
-            RangeSource::SameAs(origin) => observed(origin)?,
-            RangeSource::Unit => Range { min: 0.0, max: 1.0 },
-        };
-        let Params { scale, zero_point } = rule.choose_params(range);
-        let Range { min, max } = range.with_zero();
-        let record = ActivationRecord { dtype: settings.dtype, max, min, observer: observer.method(), scale, zero_point };
-        records.insert(name.clone(), record);
+/// What a sidecar records of the samples.
+pub(super) fn calibration_record(statistics: &Statistics) -> CalibrationRecord {
+    CalibrationRecord { blake3: statistics.samples_hash().to_hex().to_string(), samples: statistics.samples() as u64 }
+}
+
+/// **Chooses** by measurement which layers are spared so that every output keeps enough signal: the recipe to go on with
+/// and what was found, or why nothing could be.
+pub(super) fn search(
+    model: &Model,
+    plan: &Plan,
+    request: &Request,
+    statistics: &Statistics,
+    ranges: &Ranges<'_>,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Option<(Recipe, Result<Findings, String>)>> {
+    let (recipe, calibration) = (&request.recipe, &request.calibration);
+    let min_sqnr_db = recipe.min_sqnr.unwrap_or(DEFAULT_MIN_SQNR_DB);
+    let (Some(onnx), true) = (model.onnx(), min_sqnr_db > 0.0) else { return Ok(None) };
+    if calibration.samples.is_empty() {
+        let reason = "without samples layers were not measured, and all of them run in integers: --samples beside --stats measures them";
+        return Ok(Some((recipe.clone(), Err(reason.to_owned()))));
     }
-    let samples = statistics.samples() as u64;
-    Ok(Activations { records, calibration: CalibrationRecord { blake3: statistics.samples_hash().to_hex().to_string(), samples } })
+    let samples = Samples::open(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
+    // Each thread has the model.
+    let threads = threads.min((request.max_memory / model.bytes().max(1)) as usize).max(1);
+    let setup = Setup { model, onnx, samples: &samples, limit: samples.len(), engine: calibration.engine, threads };
+    let weights = observe::all_params(model, plan, threads)?;
+    let found = sensitivity::search(
+        &Search {
+            setup,
+            recipe,
+            plan,
+            weights: &weights,
+            statistics,
+            min_sqnr_db,
+            ranges,
+            plan_of: &|recipe| super::plan_of(model, recipe),
+        },
+        progress,
+    )?;
+    let (recipe, findings) = found;
+    Ok(Some((Recipe { min_sqnr: Some(0.0), ..recipe }, findings)))
 }
 
 /// Raises weight scales where a bias, whose scale is that of the product, would not fit 32 bits.

@@ -7,6 +7,7 @@ use crate::outputs::target::Target;
 use crate::plan::{Decision, Plan};
 use crate::quant::metrics::{ErrorSums, Metrics};
 use crate::quant::scheme::CodeType;
+use crate::sensitivity::Findings;
 use crate::stream::quantize::Outcome;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -29,6 +30,9 @@ pub struct QuantizeReport {
     /// Share of the multiply-adds of operators with constant weights that are of integers, where samples told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub integer_share: Option<f64>,
+    /// What was measured on samples, and which layers were spared for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub findings: Option<Findings>,
     /// What else there is to know: how the model was changed before, why nothing was done.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -101,6 +105,7 @@ impl QuantizeReport {
             bytes_before: model.bytes(),
             bytes_after,
             integer_share: None,
+            findings: None,
             left_behind: model.left_behind().to_vec(),
             notes: Vec::new(),
             output: target.output.clone(),

@@ -6,6 +6,7 @@ use crate::error::{escape, show_name, show_path};
 use crate::inspect::{Inspection, QUANTIZE, ValueSummary};
 use crate::pipeline::calibrate::CalibrationReport;
 use crate::quant::metrics::Metrics;
+use crate::sensitivity::Findings;
 use crate::verify::Verification;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
@@ -108,10 +109,15 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
     if let Some(share) = report.integer_share {
         let _ = writeln!(text, "multiply-adds of constant weights in integers: {:.1} %", 100.0 * share);
     }
+    if let Some(found) = &report.findings {
+        text += &findings(found);
+    }
     report.notes.iter().for_each(|note| text += &format!("note: {}\n", escape(note)));
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for tensor in &report.tensors {
         if let TensorOutcome::Keep { reason } = &tensor.outcome {
+            // What was measured of each is in the plan.
+            let reason = if reason.starts_with("measured:") { "measured to lose much" } else { reason };
             reasons.entry(reason).or_default().push(&tensor.name);
         }
     }
@@ -135,6 +141,19 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
     }
     let _ = writeln!(text, "\nwrote {}\n      {}", show_path(&report.output), show_path(&report.sidecar));
     let _ = writeln!(text, "next: {}", advice(report, worst.first().map(|(_, error)| **error)));
+    text
+}
+
+/// What was measured, and what followed from it.
+fn findings(found: &Findings) -> String {
+    let Findings { samples, all_quantized_db, sqnr_db, spared, dynamic, observers } = found;
+    let mut text = format!("SQNR of the worst output on {samples} samples: {sqnr_db:.1} dB\n");
+    let changes = [(spared.len(), "layers in float"), (dynamic.len(), "dynamic"), (observers.len(), "values by other observers")];
+    let changes: Vec<String> = changes.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    if !changes.is_empty() {
+        text.pop();
+        let _ = writeln!(text, ", {all_quantized_db:.1} dB without {}", changes.join(", "));
+    }
     text
 }
 

@@ -26,7 +26,10 @@ pub trait Progress: Sync {
     /// Before that, or instead of it, `total` samples are run.
     fn begin_samples(&self, total: u64);
 
-    /// So many more bytes (or samples) are done.
+    /// Before that, `total` variants of the model are measured.
+    fn begin_measurements(&self, total: u64);
+
+    /// So many more bytes (or samples, or variants) are done.
     fn advance(&self, count: u64);
 }
 
@@ -37,6 +40,8 @@ impl Progress for Silent {
     fn begin(&self, _total: u64) {}
 
     fn begin_samples(&self, _total: u64) {}
+
+    fn begin_measurements(&self, _total: u64) {}
 
     fn advance(&self, _count: u64) {}
 }

@@ -46,11 +46,11 @@ class Floor:
 
 FLOORS = {
     ("ocr-recognition", "auto"): Floor(0.93, 0.90),
-    ("ocr-recognition", "static"): Floor(0.86, 0.85, 0.99),
+    ("ocr-recognition", "static"): Floor(0.95, 0.93, 0.89),
     ("ocr-direction", "auto"): Floor(0.999, 0.99),
     ("ocr-direction", "static"): Floor(0.995, 0.97, 0.99),
     ("ocr-detection", "auto"): Floor(0.99, None),
-    ("ocr-detection", "static"): Floor(0.92, None, 0.95),
+    ("ocr-detection", "static"): Floor(0.985, None, 0.9),
     ("silero", "auto"): Floor(0.999, None),
     ("silero", "static"): Floor(0.995, None, 0.99),
     ("silero-if", "auto"): Floor(0.999, None),
@@ -58,11 +58,11 @@ FLOORS = {
     ("magika", "auto"): Floor(0.999, 0.97),
     ("magika", "static"): Floor(0.98, 0.90, 0.99),
     ("minilm", "auto"): Floor(0.99, None, 0.99),
-    ("minilm", "static"): Floor(0.99, None, 0.99),
+    ("minilm", "static"): Floor(0.99, None, 0.9),
     ("captcha", "auto"): Floor(0.998, 0.97),
     ("captcha", "static"): Floor(0.995, 0.97, 0.99),
     ("captcha-detection", "auto"): Floor(0.999, None),
-    ("captcha-detection", "static"): Floor(0.99, None, 0.99),
+    ("captcha-detection", "static"): Floor(0.995, None, 0.9),
 }
 
 
@@ -280,7 +280,9 @@ def test_at_least_as_accurate_as_onnxruntime(measured, name, mode):
 @every_model()
 def test_about_as_small_as_onnxruntime(models, measured, name, mode):
     found = measured(name, mode)
-    assert found.path.stat().st_size <= 1.05 * (found.theirs or models[name]).stat().st_size
+    # Layers that eight bits would ruin stay in float.
+    larger = 1.25 if mode == "static" else 1.05
+    assert found.path.stat().st_size <= larger * (found.theirs or models[name]).stat().st_size
 
 
 def test_a_quantized_model_is_left_alone(models, tmp_path):

@@ -102,6 +102,49 @@ fn one_step_and_several_write_the_same_bytes_whatever_the_threads() {
 }
 
 #[test]
+fn layers_that_cost_too_much_are_spared_and_the_recipe_says_which() {
+    let dir = small();
+    let all = dir.ok("quantize model.onnx --samples samples -o all.onnx --json --min-sqnr 0").json();
+    assert!(all.get("findings").is_none());
+    let some = dir.ok("quantize model.onnx --samples samples -o some.onnx --json --min-sqnr 48").json();
+    let findings = &some["findings"];
+    let db = |what: &str| findings[what].as_f64().unwrap();
+    assert!(db("sqnr_db") > db("all_quantized_db") + 1.0, "{findings}");
+    let spared = findings["spared"].as_array().unwrap();
+    assert!(!spared.is_empty());
+    for name in spared {
+        let reason = dir.json("some.json")["kept"][name.as_str().unwrap()].as_str().unwrap().to_owned();
+        assert!(reason.starts_with("measured: "), "{reason}");
+    }
+    assert!(some["integer_share"].as_f64().unwrap() >= 0.9, "{some}");
+    // What was measured is what the model does: the reference runs the model that was written.
+    let compared = dir.ok("compare model.onnx some.onnx --samples samples --json").json();
+    let worst = compared["outputs"].as_array().unwrap().iter().filter_map(|output| output["sqnr_db"].as_f64()).fold(f64::MAX, f64::min);
+    assert!((worst - db("sqnr_db")).abs() < 1.0, "{worst} is not {findings}");
+    // The recipe in the sidecar makes the same choice, whether it can measure or not.
+    dir.write("again/here", "");
+    dir.write("stats/here", "");
+    dir.ok("calibrate model.onnx --samples samples -o all.stats");
+    dir.ok("quantize model.onnx --samples samples --recipe some.json -o again/some.onnx --threads 1");
+    dir.ok("quantize model.onnx --stats all.stats --recipe some.json -o stats/some.onnx");
+    for again in ["again", "stats"] {
+        assert_eq!(dir.read(format!("{again}/some.onnx")), dir.read("some.onnx"));
+        assert_eq!(dir.read(format!("{again}/some.json")), dir.read("some.json"));
+    }
+}
+
+#[test]
+fn without_samples_nothing_is_measured_and_it_is_said() {
+    let dir = small();
+    dir.ok("calibrate model.onnx --samples samples -o all.stats");
+    let said = dir.ok("quantize model.onnx --stats all.stats -o a.onnx").stdout;
+    assert!(said.contains("layers were not measured"), "{said}");
+    dir.ok("quantize model.onnx --stats all.stats --samples samples --min-sqnr 48 -o b.onnx");
+    dir.ok("quantize model.onnx --samples samples --min-sqnr 48 -o c.onnx");
+    assert_eq!(dir.read("b.onnx"), dir.read("c.onnx"));
+}
+
+#[test]
 fn observers_of_activations_choose_different_ranges() {
     let dir = small();
     let mut scales = Vec::new();

@@ -72,11 +72,13 @@ fn candidates() -> [Method; 4] {
     [Method::new("min-max"), Method::new("mse"), percentile(99.99), percentile(99.9)]
 }
 
-/// What was measured, for people.
+/// What was measured, for people and programs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Findings {
     /// Samples that it was measured on.
     pub samples: usize,
+    /// SQNR in dB that was asked for.
+    pub min_sqnr_db: f64,
     /// SQNR in dB of the worst output with everything in integers.
     pub all_quantized_db: f64,
     /// SQNR in dB of the worst output as it was decided.
@@ -191,6 +193,7 @@ impl Search<'_> {
         let all_quantized_db = sqnr_db(&full);
         let mut found = Findings {
             samples: bench.samples(),
+            min_sqnr_db: self.min_sqnr_db,
             all_quantized_db,
             sqnr_db: all_quantized_db,
             spared: Vec::new(),

@@ -22,6 +22,7 @@ pub mod report;
 pub mod sensitivity;
 pub mod simd;
 pub mod stream;
+pub mod target;
 pub mod tensor;
 pub mod verify;
 

@@ -72,6 +72,8 @@ pub struct ModelTensor {
     pub(crate) data: Bytes,
     /// What the format says it is for.
     pub(crate) role: Role,
+    /// What it was called before the model was prepared, if that is another name.
+    pub(crate) former_name: Option<String>,
 }
 
 /// What a tensor is for.
@@ -105,9 +107,10 @@ impl Role {
 }
 
 impl ModelTensor {
-    /// Whether a pattern is about it: by its own name, or by that of its layer.
+    /// Whether a pattern is about it: by its own name, the one it had before, or that of its layer.
     pub(crate) fn is_matched_by(&self, pattern: &Pattern) -> bool {
-        pattern.matches(&self.info.name) || matches!(&self.role, Role::Weight { layer, .. } if pattern.matches(layer))
+        let names = [&self.info.name].into_iter().chain(&self.former_name);
+        names.into_iter().any(|name| pattern.matches(name)) || matches!(&self.role, Role::Weight { layer, .. } if pattern.matches(layer))
     }
 }
 
@@ -127,7 +130,13 @@ impl Model {
         for (file, tensors) in files {
             let index = model.files.len();
             let all = file.file.to_bytes();
-            let tensor = |info: TensorInfo| ModelTensor { file: index, data: all.slice(info.bytes.clone()), info, role: Role::Unknown };
+            let tensor = |info: TensorInfo| ModelTensor {
+                file: index,
+                data: all.slice(info.bytes.clone()),
+                info,
+                role: Role::Unknown,
+                former_name: None,
+            };
             model.tensors.extend(tensors.into_iter().map(tensor));
             model.files.push(file);
         }
@@ -164,6 +173,14 @@ impl Model {
     /// The graph and its weights, if it is an ONNX model.
     pub(crate) fn into_onnx(self) -> Option<OnnxModel> {
         self.onnx.map(|onnx| *onnx)
+    }
+
+    /// The same model, of which some tensors had other names before.
+    pub(crate) fn with_former_names(mut self, names: &HashMap<usize, String>) -> Self {
+        for (tensor, name) in names {
+            self.tensors[*tensor].former_name = Some(name.clone());
+        }
+        self
     }
 
     /// What was opened.

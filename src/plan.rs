@@ -145,8 +145,8 @@ impl Plan {
             "Gemm" => {
                 node.int("transA", 0) == 0 && node.float("alpha", 1.0) == 1.0 && (node.float("beta", 1.0) == 1.0 || node.input(2).is_none())
             }
-            // ONNX Runtime's operator takes int8 without zero points.
-            "LSTM" => scheme.codes == CodeType::Int8 && scheme.rule.symmetric,
+            // ONNX Runtime's operator takes zero points of 0, or of 128.
+            "LSTM" => scheme.rule.symmetric,
             _ => false,
         };
         let is_static = layer.scope == TOP && (fits && layer.op != "LSTM" || layer.op == "Conv");
@@ -239,6 +239,7 @@ fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
         granularity => granularity,
     };
     let rule = ParamRule { blocked: matches!(granularity, Granularity::PerGroup(_)), ..rule };
+    let rule = if settings.narrow_range && settings.symmetric { rule.narrow() } else { rule };
     Ok(Decision::Quantize(Box::new(TensorScheme {
         codes: settings.weights,
         granularity,

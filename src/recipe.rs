@@ -141,6 +141,10 @@ pub struct Settings {
     /// How layers of an ONNX model compute with it. Default: as the recipe's own `mode` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+    /// Whether symmetric codes leave out the lowest one, so that the largest magnitude of either sign has a code of its own.
+    /// Default: as the convention has it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub narrow_range: bool,
     /// How the range is chosen. Default: `min-max`.
     pub observer: Method,
     /// Whether the zero point is the middle of the grid. Default: true.
@@ -156,6 +160,7 @@ impl Default for Settings {
             convention: None,
             granularity: Granularity::PerChannel,
             mode: None,
+            narrow_range: false,
             observer: Method::new("min-max"),
             symmetric: true,
             weights: CodeType::Int8,

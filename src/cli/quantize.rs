@@ -10,6 +10,7 @@ use qtool::pipeline::{CalibrationRequest, Destination, HashSource, Prepared, Req
 use qtool::quant::scheme::{CodeType, Convention, Granularity};
 use qtool::recipe::{Mode, Pattern, Recipe};
 use qtool::report::terminal;
+use qtool::target::{TARGETS, Target};
 use std::path::PathBuf;
 
 /// Quantize the weights of a model
@@ -51,7 +52,10 @@ pub(super) struct Arguments {
     /// in float or gets other ranges; 0 measures nothing [default: 25]
     #[arg(long, value_name = "DB")]
     min_sqnr: Option<f64>,
-    /// Whether zero points of activations are in the middle of the codes [default: asymmetric]
+    /// As --symmetric or --asymmetric, of weights only
+    #[arg(long, value_enum)]
+    weight_symmetry: Option<Symmetry>,
+    /// As --symmetric or --asymmetric, of activations only
     #[arg(long, value_enum)]
     activation_symmetry: Option<Symmetry>,
     /// Rules in TOML or JSON, or the sidecar of an earlier run
@@ -60,10 +64,13 @@ pub(super) struct Arguments {
     /// Type of codes: int8, uint8, int4 or uint4 [default: int8]
     #[arg(long, value_parser = value::<CodeType>)]
     weights: Option<CodeType>,
-    /// Zero point in the middle of the codes [default]
+    /// What computes with the result; sets types and conventions that suit it and were not asked for [default: any]
+    #[arg(long, value_parser = target_names())]
+    target: Option<String>,
+    /// Zero points in the middle of the codes, of weights and activations
     #[arg(long, overrides_with = "asymmetric")]
     symmetric: bool,
-    /// Zero point where the range needs it
+    /// Zero points where ranges need them, of weights and activations [default: weights symmetric, activations asymmetric]
     #[arg(long)]
     asymmetric: bool,
     /// Which values share a scale: per-tensor, per-channel or per-group:SIZE [default: per-channel]
@@ -149,6 +156,12 @@ fn output_names() -> clap::builder::PossibleValuesParser {
     )
 }
 
+fn target_names() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(
+        TARGETS.iter().map(|target| clap::builder::PossibleValue::new(target.name).help(target.summary)),
+    )
+}
+
 fn observer_help() -> String {
     let entries = qtool::observers::OBSERVERS.iter().map(|entry| match entry.parameter {
         Some(parameter) => format!("{}[:{}]", entry.name, parameter.name),
@@ -160,12 +173,16 @@ fn observer_help() -> String {
 impl Arguments {
     fn request(&self) -> qtool::Result<Request> {
         let mut recipe = self.recipe.as_deref().map(Recipe::read).transpose()?.unwrap_or_default();
+        let target: Option<&Target> = self.target.as_deref().map(str::parse).transpose()?;
+        target.into_iter().for_each(|target| target.apply(&mut recipe));
         let settings = &mut recipe.settings;
         settings.weights = self.weights.unwrap_or(settings.weights);
         settings.granularity = self.granularity.unwrap_or(settings.granularity);
         settings.axis = self.axis.unwrap_or(settings.axis);
         settings.convention = self.convention.or(settings.convention);
-        settings.symmetric = (settings.symmetric || self.symmetric) && !self.asymmetric;
+        let both = (self.symmetric || self.asymmetric).then_some(self.symmetric);
+        let symmetric = |one: Option<Symmetry>| one.map(|one| matches!(one, Symmetry::Symmetric)).or(both);
+        settings.symmetric = symmetric(self.weight_symmetry).unwrap_or(settings.symmetric);
         if let Some(observer) = &self.observer {
             settings.observer = observer.clone();
         }
@@ -178,9 +195,8 @@ impl Arguments {
         if let Some(observer) = &self.activation_observer {
             recipe.activations.observer = observer.clone();
         }
-        if let Some(symmetry) = self.activation_symmetry {
-            recipe.activations.symmetric = matches!(symmetry, Symmetry::Symmetric);
-        }
+        recipe.activations.symmetric = symmetric(self.activation_symmetry).unwrap_or(recipe.activations.symmetric);
+        target.map_or(Ok(()), |target| target.check(&recipe))?;
         recipe.mode = self.mode.unwrap_or(recipe.mode);
         recipe.op_types.extend(self.op_types.iter().cloned());
         let named = |name: &String| *OUTPUTS.iter().find(|output| output.name() == name).expect("clap has checked the name");

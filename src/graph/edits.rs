@@ -1,6 +1,6 @@
 //! Changes to one graph, collected while its index is in use and then made at once, so that nodes stay in order.
 
-use crate::formats::onnx::proto::{GraphProto, NodeProto, TensorProto};
+use crate::formats::onnx::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto};
 use std::collections::{BTreeMap, HashSet};
 
 /// Changes by the place of nodes as they were.
@@ -14,6 +14,8 @@ pub(crate) struct Edits {
     pub replaced: BTreeMap<usize, Vec<NodeProto>>,
     /// Nodes that come after another.
     pub after: BTreeMap<usize, Vec<NodeProto>>,
+    /// Types of values that nothing tells otherwise.
+    pub types: Vec<ValueInfoProto>,
     /// New constants.
     pub initializers: Vec<TensorProto>,
     /// Constants that go.
@@ -42,5 +44,11 @@ impl Edits {
         }
         graph.initializer.retain(|tensor| !self.removed_initializers.contains(&tensor.name));
         graph.initializer.extend(self.initializers);
+        for value in self.types {
+            match graph.output.iter_mut().chain(&mut graph.value_info).find(|known| known.name == value.name) {
+                Some(known) => known.r#type = known.r#type.take().or(value.r#type),
+                None => graph.value_info.push(value),
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod activations;
 pub(crate) mod bodies;
 pub(crate) mod edits;
+pub(crate) mod facts;
 pub(crate) mod index;
 pub(crate) mod lower;
 pub(crate) mod names;

@@ -70,5 +70,5 @@ fn model_tensor(constant: &TensorProto, name: &str, position: usize, role: Role)
     let Some(dtype) = constant.dtype() else { return Ok(None) };
     let data = constant.contents()?;
     let info = TensorInfo { name: name.to_owned(), dtype, shape: constant.shape()?, position, bytes: 0..data.len() };
-    Ok(Some(ModelTensor { file: 0, info, data, role }))
+    Ok(Some(ModelTensor { file: 0, info, data, role, former_name: None }))
 }

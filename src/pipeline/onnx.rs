@@ -16,6 +16,7 @@ use crate::graph::onnx_model::{OnnxModel, into_model};
 use crate::graph::prepare::{PrepareOptions, prepare};
 use crate::graph::scopes::scopes;
 use crate::graph::version::raise_opset;
+use crate::graph::weights::Layer;
 use crate::method::Method;
 use crate::model::Model;
 use crate::observers::ObserverChoice;
@@ -29,7 +30,7 @@ use crate::recipe::{Mode, Recipe};
 use crate::sensitivity::{self, DEFAULT_MIN_SQNR_DB, Findings, Search, Setup, cost};
 use crate::stream::{Progress, observe};
 use crate::tensor::Dtype;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 
 /// The version that has DynamicQuantizeLinear.
@@ -90,9 +91,26 @@ pub(super) fn ready(model: Model, recipe: &Recipe) -> Result<Model> {
     }
     let path = onnx.file.path.clone();
     // First what does not depend on the version, as there is less to convert then.
+    let before = weights_of_nodes(&onnx);
     prepare(&mut onnx.file.proto, PrepareOptions { fold_affine: recipe.mode == Mode::Static, ..PrepareOptions::default() });
     raise_opset(&mut onnx.file.proto, needed).map_err(|e| Error::malformed(&path, e))?;
-    into_model(onnx.file)
+    let model = into_model(onnx.file)?;
+    let after = model.onnx().map(weights_of_nodes).unwrap_or_default();
+    let renamed = after.into_iter().filter_map(|(node, (tensor, name))| {
+        let (_, former) = before.get(&node).filter(|(_, former)| *former != name)?;
+        Some((tensor?, former.clone()))
+    });
+    let renamed = renamed.collect();
+    Ok(model.with_former_names(&renamed))
+}
+
+/// Tensor and name of the weights of every node that takes one, by graph, node (its name, or its output's) and input.
+fn weights_of_nodes(onnx: &OnnxModel) -> HashMap<(usize, String, usize), (Option<usize>, String)> {
+    let entry = |layer: &Layer| {
+        let node = onnx.node(layer);
+        ((layer.scope, node.label().to_owned(), layer.input), (onnx.tensor(&layer.weight), onnx.weights.shown[&layer.weight].clone()))
+    };
+    onnx.weights.layers.iter().map(entry).collect()
 }
 
 /// What a model takes.

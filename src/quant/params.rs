@@ -77,6 +77,13 @@ impl ParamRule {
         ParamRule { convention, grid, symmetric, dtype, min_scale: TORCH_MIN_SCALE, blocked: false }
     }
 
+    /// The same without the lowest code, as symmetric: as many codes on either side of the middle.
+    pub fn narrow(self) -> Self {
+        let Grid { qmin, qmax } = self.grid;
+        // An odd number of codes has one in the middle already.
+        ParamRule { grid: Grid { qmin: qmin + (qmax - qmin) % 2, qmax }, ..self }
+    }
+
     /// Scale and zero point for `range`. The scale is finite and positive for every finite range.
     pub fn choose_params(&self, range: Range) -> Params {
         let range = range.with_zero();

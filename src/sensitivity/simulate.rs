@@ -73,8 +73,9 @@ pub(super) fn simulate(onnx: &OnnxModel, plan: &Plan, trial: &Trial, rounded: &H
         simulation.hand_to(value, &quantized, &takers);
     }
     for number in &trial.dynamic {
-        let layer = &onnx.weights.layers[*number];
-        if let (TOP, Some(value)) = (layer.scope, graph.node[layer.node].input(0)) {
+        // Bodies of control flow are simulated with their weights only.
+        let layer = Some(&onnx.weights.layers[*number]).filter(|layer| layer.scope == TOP);
+        if let Some((layer, value)) = layer.and_then(|layer| Some((layer, graph.node[layer.node].input(0)?))) {
             let quantized = simulation.dynamic_pair(value);
             simulation.hand_to(value, &quantized, &[layer.node]);
         }

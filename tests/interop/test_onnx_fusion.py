@@ -160,13 +160,12 @@ STATIC = {
     "matmul-add": {"QGemm": 1},
     "matmul-add-relu": {"QGemm": 3},
 }
-FLOAT_STATIC = pytest.mark.xfail(strict=True, reason="MatMul and Add of rank 2 become a Gemm with a float bias, which ONNX Runtime leaves in float")
 
 
-@pytest.mark.parametrize("granularity", ["per-channel", "per-tensor"])
-@pytest.mark.parametrize("name", [pytest.param(name, marks=FLOAT_STATIC if name in ("matmul-add", "matmul-add-relu") else ()) for name in STATIC])
-def test_static(quantized, name, granularity):
-    model = optimized(quantized(name, "--mode", "static", "--granularity", granularity))
+@pytest.mark.parametrize("options", ["--granularity per-channel", "--granularity per-tensor", "--target ort-cpu-avx2"])
+@pytest.mark.parametrize("name", STATIC)
+def test_static(quantized, name, options):
+    model = optimized(quantized(name, "--mode", "static", *options.split()))
     counts = operators(model)
     for operator, count in STATIC[name].items():
         assert counts[operator] == count, counts

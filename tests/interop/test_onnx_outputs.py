@@ -34,12 +34,10 @@ VARIANTS = {
 SCHEMA = jsonschema.Draft202012Validator(json.loads((ROOT / "docs/sidecar.schema.json").read_text()))
 
 
-def every_case(names=CASES, failures=None):
-    """Cases in all modes that they can be quantized in; `failures` says which fail because of a bug of qtool."""
-    failures = failures or {}
+def every_case(names=CASES):
+    """Cases in all modes that they can be quantized in."""
     pairs = [(name, mode) for name in names for mode in MODES if mode != "static" or CASES[name]().calibrates]
-    marks = [pytest.mark.xfail(strict=True, reason=failures[pair]) if pair in failures else () for pair in pairs]
-    return pytest.mark.parametrize("name, mode", [pytest.param(*pair, marks=mark) for pair, mark in zip(pairs, marks)])
+    return pytest.mark.parametrize("name, mode", pairs)
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +51,10 @@ def test_verify(quantized, name, mode):
     run("verify", quantized(name, "--mode", mode), "--quiet")
 
 
-UNTYPED = "outputs of DynamicQuantizeLSTM need a value_info: shape inference knows no operators of ONNX Runtime"
-
-
-@every_case(failures={("lstm-in-if", mode): UNTYPED for mode in ("dynamic", "static")})
+@every_case()
 def test_valid(quantized, name, mode):
     path = quantized(name, "--mode", mode)
     onnx.checker.check_model(path, full_check=True)
-
-
-# What ONNX Runtime refuses to run, and why. Each is a bug of the output.
-REFUSED = {
-    ("if", "weight-only"): "MatMulNBits is not made of a weight that is outside of the body",
-    ("loop", "weight-only"): "MatMulNBits is not made of a weight that is outside of the body",
-}
 
 
 def assert_close(case, source, path, floor):
@@ -77,17 +65,15 @@ def assert_close(case, source, path, floor):
         assert found >= floor, f"{found:.1f} dB with{'' if optimize else 'out'} optimizations"
 
 
-@every_case([name for name in CASES if CASES[name]().runs], REFUSED)
+@every_case([name for name in CASES if CASES[name]().runs])
 def test_outputs(quantized, name, mode):
     case = CASES[name]()
     assert_close(case, quantized.source(name), quantized(name, "--mode", mode), case.floors.get(mode, FLOORS[mode]))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@every_case(VARIED, REFUSED)
-def test_variants(request, quantized, name, mode, variant):
-    if (name, mode, variant) in REFUSED:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=REFUSED[name, mode, variant]))
+@every_case(VARIED)
+def test_variants(quantized, name, mode, variant):
     path = quantized(name, "--mode", mode, *VARIANTS[variant])
     onnx.checker.check_model(path, full_check=True)
     assert_close(CASES[name](), quantized.source(name), path, FLOORS[mode] - 6)
@@ -554,7 +540,7 @@ def test_missing_samples(tmp_path):
     run("quantize", source, "--mode", "static", status=2)
     run("quantize", source, "--samples", tmp_path / "missing", status=4)
     run("quantize", source, "--stats", tmp_path / "missing", status=4)
-    run("quantize", source, "--mode", "static", "--samples", source, "--stats", source, status=2)
+    run("quantize", source, "--mode", "static", "--samples", source, "--stats", source, status=1)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
@@ -564,13 +550,7 @@ def test_what_the_embedded_engine_cannot_run_is_refused(quantized, tmp_path, nam
     assert not list(tmp_path.iterdir())
 
 
-FOLDED = pytest.mark.xfail(strict=True, reason="constants are folded before patterns are looked up, and get other names than inspect shows")
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["conv-classifier", "if", "matmul-transposed-large", pytest.param("matmul-transposed", marks=FOLDED), pytest.param("f16-cast-raw", marks=FOLDED)],
-)
+@pytest.mark.parametrize("name", ["conv-classifier", "if", "matmul-transposed-large", "matmul-transposed", "f16-cast-raw"])
 def test_names_that_inspect_shows_can_be_excluded(quantized, tmp_path, name):
     source = quantized.source(name)
     tensors = [tensor for tensor in json.loads(run("inspect", source, "--json"))["tensors"] if tensor["plan"] == "quantize"]

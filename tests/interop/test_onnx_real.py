@@ -240,20 +240,12 @@ def measured(models, quantized):
     return cached
 
 
-def every_model(expected_failures=None):
-    """All models in both modes; those that fail because of a bug of qtool are marked with it."""
-    failures = expected_failures or {}
-
-    def entry(*key):
-        return pytest.param(*key, marks=pytest.mark.xfail(strict=True, reason=failures[key]) if key in failures else ())
-
-    return pytest.mark.parametrize("name, mode", [entry(name, mode) for name in MODELS for mode in MODES])
+def every_model():
+    """All models in both modes."""
+    return pytest.mark.parametrize("name, mode", [(name, mode) for name in MODELS for mode in MODES])
 
 
-UNTYPED = "shape inference knows no operators of ONNX Runtime, and the outputs of DynamicQuantizeLSTM have no value_info"
-
-
-@every_model({(name, mode): UNTYPED for name in ("silero", "silero-if") for mode in MODES})
+@every_model()
 def test_valid(quantized, name, mode):
     path, _ = quantized(name, mode)
     onnx.checker.check_model(path, full_check=True)

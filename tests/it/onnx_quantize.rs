@@ -175,3 +175,30 @@ fn what_cannot_be_calibrated_is_refused_before_anything_is_written() {
     }
     assert!(!dir.exists("model.int8.onnx") && !dir.exists("twice.stats"));
 }
+
+#[test]
+fn a_target_sets_what_was_not_asked_for_and_refuses_what_it_cannot_run() {
+    let dir = small();
+    let recipe = |options: &str| {
+        dir.ok(&format!("quantize model.onnx --samples samples {options} -o q.onnx --force"));
+        dir.json("q.json")["recipe"].clone()
+    };
+    let avx2 = recipe("--target ort-cpu-avx2");
+    assert_eq!((&avx2["default"]["weights"], &avx2["default"]["narrow_range"]), (&"uint8".into(), &true.into()));
+    let written = dir.json("q.json");
+    let weight = written["tensors"].as_object().unwrap().values().next().unwrap().clone();
+    assert_eq!((&weight["qmin"], &weight["qmax"]), (&1.into(), &255.into()), "{weight}");
+    assert!(weight["zero_point"].as_array().unwrap().iter().all(|zero_point| *zero_point == 128));
+    // The same numbers as with int8.
+    let float = dir.ok("compare model.onnx q.onnx --samples samples --json").json();
+    dir.ok("quantize model.onnx --samples samples -o q.onnx --force");
+    assert_eq!(dir.ok("compare model.onnx q.onnx --samples samples --json").json(), float);
+    let tensorrt = recipe("--target tensorrt");
+    assert_eq!((&tensorrt["activations"]["dtype"], &tensorrt["activations"]["symmetric"]), (&"int8".into(), &true.into()));
+    assert_eq!(recipe("--target ort-cpu-avx2 --weights int8")["default"]["weights"], "int8");
+    assert_eq!(recipe("--symmetric --weight-symmetry asymmetric")["default"]["symmetric"], false);
+    for options in ["--target tensorrt --weights uint8", "--target tensorrt --activation-symmetry asymmetric"] {
+        dir.fails(&format!("quantize model.onnx --samples samples {options} -o n.onnx"), 2).expect_one_error();
+    }
+    assert!(!dir.exists("n.onnx"));
+}

@@ -673,10 +673,26 @@ impl AttributeProto {
     }
 }
 
+impl ValueInfoProto {
+    /// A tensor; dimensions that are `None` are known when the model runs.
+    pub(crate) fn tensor(name: String, elem_type: i64, shape: &[Option<i64>]) -> Self {
+        let dim = shape.iter().map(|dim| DimensionProto { dim_value: *dim, ..DimensionProto::default() }).collect();
+        let shape = Some(Box::new(TensorShapeProto { dim, ..TensorShapeProto::default() }));
+        let tensor_type = Some(Box::new(TensorTypeProto { elem_type: Some(elem_type), shape, ..TensorTypeProto::default() }));
+        let r#type = Some(Box::new(TypeProto { tensor_type, ..TypeProto::default() }));
+        ValueInfoProto { name, r#type, ..ValueInfoProto::default() }
+    }
+}
+
 impl NodeProto {
     /// A node of the standard operators.
     pub(crate) fn new(op_type: &str, name: String, input: Vec<String>, output: Vec<String>) -> Self {
         NodeProto { op_type: op_type.into(), name, input, output, ..Self::default() }
+    }
+
+    /// What it is called: its name, or its output's if it has none.
+    pub(crate) fn label(&self) -> &str {
+        [&self.name].into_iter().chain(&self.output).find(|name| !name.is_empty()).map_or("", |name| name)
     }
 
     /// The attribute of this name.

@@ -122,7 +122,7 @@ fn lower(graph: &mut GraphProto, outer: &Known, opset: i64, names: &mut Names) -
         for body in node.bodies_mut() {
             lower(body, &known, opset, names)?;
         }
-        let label = [&node.name].into_iter().chain(&node.output).find(|name| !name.is_empty()).cloned().unwrap_or_default();
+        let label = node.label().to_owned();
         let op_type = node.op_type.clone();
         let mut emit = Emit::new(&known, names, opset, &node);
         let explain = |e: String| format!("node {} ({op_type}): {e}", show_name(&label));

@@ -67,9 +67,9 @@ pub(super) fn fold(graph: &mut GraphProto, opset: i64, names: &mut Names, folded
         let mut stored = HashMap::new();
         for plan in plans {
             folded.push(Folded {
-                node: shown(&graph.node[plan.folded]),
+                node: graph.node[plan.folded].label().to_owned(),
                 op_type: graph.node[plan.folded].op_type.clone(),
-                into: shown(&graph.node[plan.layer]),
+                into: graph.node[plan.layer].label().to_owned(),
             });
             if plan.place != Place::Becomes {
                 gone.insert(plan.folded);
@@ -87,11 +87,6 @@ pub(super) fn fold(graph: &mut GraphProto, opset: i64, names: &mut Names, folded
         new.sort_by(|a, b| a.name.cmp(&b.name));
         graph.initializer.extend(new);
     }
-}
-
-/// A node's name, or its output's if it has none.
-fn shown(node: &NodeProto) -> String {
-    if node.name.is_empty() { node.output.first().cloned().unwrap_or_default() } else { node.name.clone() }
 }
 
 fn apply(graph: &mut GraphProto, plan: Plan, names: &mut Names, stored: &mut HashMap<String, TensorProto>) {

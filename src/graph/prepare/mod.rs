@@ -5,7 +5,8 @@
 //! 3. [`fold`]: what is computed from constants alone becomes a constant, if it is small or only another view of one;
 //! 4. [`affine`]: BatchNormalization, and Mul, Add, Sub and Div by a constant for each channel, are folded into the
 //!    convolution or matrix product beside them;
-//! 5. [`sweep`](super::sweep): what nothing uses any more goes. What the model had unused from the start stays.
+//! 5. [`gemm`]: MatMul of matrices and the Add of its bias become one Gemm;
+//! 6. [`sweep`](super::sweep): what nothing uses any more goes. What the model had unused from the start stays.
 //!
 //! Quantizing profits because weights, biases and limits are found where they are used, and because an integer kernel
 //! computes what a float kernel computed after it. Nodes keep their names; a folded node leaves the name of its output to
@@ -17,6 +18,7 @@
 mod affine;
 mod constants;
 mod fold;
+mod gemm;
 mod pass_through;
 mod visible;
 mod weights;
@@ -107,6 +109,7 @@ impl Run<'_> {
             // What folding leaves unused must not count as another use of a weight.
             sweep::remove(graph, &unused);
             affine::fold(graph, self.opset, self.names, &mut self.prepared.folded);
+            gemm::fuse(graph, &mut self.prepared.folded);
         }
         if graph.node.iter().any(|node| node.bodies().next().is_some()) {
             let visible = Visible::within(graph, outer);

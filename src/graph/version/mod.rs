@@ -5,7 +5,6 @@
 //! use the standard operators. [`table`] says which operators change how; values and the names of outputs stay the same.
 //! What an operator cannot say in its new version is refused, never approximated.
 
-mod facts;
 mod ir;
 mod moves;
 mod resize;
@@ -17,11 +16,11 @@ mod tests;
 
 pub(crate) use ir::raise_ir;
 
+use super::facts::{self, Facts};
 use super::names::Names;
 use super::sweep;
 use crate::error::show_name;
 use crate::formats::onnx::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto};
-use facts::Facts;
 
 /// Oldest version that can be raised.
 const OLDEST: i64 = 7;

@@ -9,7 +9,7 @@
 
 use super::rewrite::{Rewriter, WeightNames};
 use super::weight_only::{inputs, replace};
-use crate::formats::onnx::proto::{AttributeProto, NodeProto};
+use crate::formats::onnx::proto::{AttributeProto, NodeProto, ValueInfoProto};
 use crate::formats::onnx::tensor::FLOAT;
 use crate::graph::weights::Layer;
 use std::collections::HashMap;
@@ -85,5 +85,12 @@ pub(super) fn rewrite_lstm(rewriter: &mut Rewriter<'_>, input_weight: &Layer, re
             node.input.push(rewriter.for_each_direction(layer, constant));
         }
     }
+    // Shape inference knows no operators of ONNX Runtime: [steps, directions, batch, hidden], then the last states.
+    let directions = rewriter.dimension(input_weight, 0);
+    let hidden = node.attribute("hidden_size").and_then(|size| size.i);
+    let shapes = [&[None, directions, None, hidden][..], &[directions, None, hidden], &[directions, None, hidden]];
+    let outputs = node.output.iter().zip(shapes).filter(|(name, _)| !name.is_empty());
+    let types = outputs.map(|(name, shape)| ValueInfoProto::tensor(name.clone(), FLOAT, shape));
+    rewriter.edits[input_weight.scope].types.extend(types);
     replace(rewriter, input_weight, vec![node]);
 }

@@ -10,7 +10,7 @@ use crate::graph::scopes;
 use crate::graph::weights::{Key, Layer};
 use crate::model::Model;
 use crate::outputs::Content;
-use crate::plan::{Plan, TensorScheme, block_axis};
+use crate::plan::{LayerMode, Plan, TensorScheme, block_axis};
 use crate::quant::params::Params;
 use crate::quant::scheme::{CodeType, Granularity};
 use crate::tensor::{Dtype, encode_f32};
@@ -40,7 +40,8 @@ pub(super) struct Rewriter<'a> {
     pub indexes: Vec<GraphIndex<'a>>,
     /// What deferred payloads are.
     pub deferred: Vec<Content>,
-    made: HashMap<(Key, bool), WeightNames>,
+    /// By the graph that constants are put into, the weight, and whether it is transposed.
+    made: HashMap<(usize, Key, bool), WeightNames>,
     imports: BTreeSet<&'static str>,
 }
 
@@ -83,12 +84,13 @@ impl<'a> Rewriter<'a> {
 
     /// Constants for the codes and parameters of a layer's weight, made once; `transposed` with the last two axes swapped.
     pub(super) fn weight(&mut self, layer: &Layer, transposed: bool) -> WeightNames {
-        let made = (layer.weight.clone(), transposed);
+        let home = self.home(layer);
+        let made = (home, layer.weight.clone(), transposed);
         if let Some(names) = self.made.get(&made) {
             return names.clone();
         }
         let (tensor, scheme) = self.scheme(layer).expect("only layers with quantized weights are rewritten");
-        let (scope, name) = layer.weight.clone();
+        let name = layer.weight.1.clone();
         let info = &self.model.tensors()[tensor].info;
         let mut shape: Vec<i64> = info.shape.iter().map(|dim| *dim as i64).collect();
         let rank = shape.len();
@@ -137,11 +139,25 @@ impl<'a> Rewriter<'a> {
         let scale = TensorProto::raw(self.names.fresh(&format!("{name}_scale")), scale_type, &parameter_shape, scale_bytes);
         let zero_point_name = self.names.fresh(&format!("{name}_zero_point"));
         let zero_point = TensorProto::raw(zero_point_name, code_type, &parameter_shape, pack_codes(scheme.codes, &zero_points));
-        let edits = &mut self.edits[scope];
+        let edits = &mut self.edits[home];
         let names =
             WeightNames { codes: edits.add(codes), scale: edits.add(scale), zero_point: edits.add(zero_point), axis, block, is_symmetric };
         self.made.insert(made, names.clone());
         names
+    }
+
+    /// The graph that constants of a layer's weight are put into: the weight's own, but for products in bodies that take
+    /// floats, of which ONNX Runtime makes MatMulNBits, whose weight must be beside it.
+    fn home(&self, layer: &Layer) -> usize {
+        let place = |other: &Layer| (other.scope, other.node, other.input) == (layer.scope, layer.node, layer.input);
+        let is_float = self.plan.layers_of(self.onnx, LayerMode::WeightOnly).any(|(_, other)| place(other));
+        if is_float && matches!(layer.op.as_str(), "MatMul" | "Gemm") { layer.scope } else { layer.weight.0 }
+    }
+
+    /// The size of a dimension of a layer's weight as it is stored.
+    pub(super) fn dimension(&self, layer: &Layer, axis: usize) -> Option<i64> {
+        let (tensor, _) = self.scheme(layer)?;
+        self.model.tensors()[tensor].info.shape.get(axis).and_then(|dim| i64::try_from(*dim).ok())
     }
 
     /// A constant of shape [n] as a column, [n, 1].

@@ -146,9 +146,28 @@ fn normalization_beside_a_matrix_product() {
     case(vec![gemm(&["x", "w", "b"], "c", 1), normalization("c", "y")], 6, vec![floats("w", &[6, 4]), floats("b", &[1, 6])], &["Gemm"]);
     case(vec![gemm(&["x", "w"], "c", 0), normalization("c", "y")], 6, vec![weight()], &["Gemm"]);
     case(vec![normalization("x", "n"), gemm(&["n", "w", "b"], "y", 1)], 4, vec![floats("w", &[6, 4]), floats("b", &[])], &["Gemm"]);
-    case(vec![node("MatMul", &["x", "w"], &["c"]), normalization("c", "y")], 6, vec![weight()], &["MatMul", "Add"]);
+    // The bias is an Add then, and both become one Gemm.
+    case(vec![node("MatMul", &["x", "w"], &["c"]), normalization("c", "y")], 6, vec![weight()], &["Gemm"]);
     let biased = vec![node("MatMul", &["x", "w"], &["c"]), node("Add", &["b", "c"], &["d"]), normalization("d", "y")];
-    case(biased, 6, vec![weight(), floats("b", &[6])], &["MatMul", "Add"]);
+    case(biased, 6, vec![weight(), floats("b", &[6])], &["Gemm"]);
+}
+
+#[test]
+fn a_product_becomes_a_gemm_only_with_a_bias_for_each_row_that_nobody_else_sees() {
+    let product = || node("MatMul", &["x", "w"], &["c"]);
+    let constants = |bias: &[i64]| vec![floats("w", &[4, 6]), floats("b", bias)];
+    let left = |rank: usize, nodes: Vec<NodeProto>, bias: &[i64]| {
+        let mut model = model(rank, nodes, constants(bias));
+        operators(prepared(&mut model).1).into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let add = |a: &str, b: &str| node("Add", &[a, b], &["y"]);
+    assert_eq!(left(2, vec![product(), add("c", "b")], &[6]), ["Gemm"]);
+    assert_eq!(left(2, vec![product(), add("b", "c")], &[6]), ["Gemm"]);
+    assert_eq!(left(2, vec![product(), add("c", "c")], &[6]), ["MatMul", "Add"]);
+    assert_eq!(left(3, vec![product(), add("c", "b")], &[6]), ["MatMul", "Add"]);
+    assert_eq!(left(2, vec![product(), add("c", "b")], &[3, 6]), ["MatMul", "Add"]);
+    assert_eq!(left(2, vec![product(), add("c", "b")], &[1]), ["MatMul", "Add"]);
+    assert_eq!(left(2, vec![product(), node("Relu", &["c"], &["r"]), node("Sum", &["r", "c", "b"], &["y"])], &[6])[0], "MatMul");
 }
 
 #[test]

@@ -27,7 +27,7 @@ impl Known {
 
 /// What is known of the values of a graph and of those around it.
 #[derive(Default)]
-pub(super) struct Facts<'o> {
+pub(crate) struct Facts<'o> {
     /// What is known around the graph.
     outer: Option<&'o Facts<'o>>,
     /// Whether the only floats of the model are those of 32 bits.
@@ -39,12 +39,12 @@ pub(super) struct Facts<'o> {
 
 impl<'o> Facts<'o> {
     /// Nothing but whether the model's only floats are those of 32 bits.
-    pub(super) fn new(only_floats: bool) -> Self {
+    pub(crate) fn new(only_floats: bool) -> Self {
         Facts { only_floats, ..Facts::default() }
     }
 
     /// What is known in a graph, given what is known around it.
-    pub(super) fn of(graph: &GraphProto, outer: &'o Facts<'o>) -> Self {
+    pub(crate) fn of(graph: &GraphProto, outer: &'o Facts<'o>) -> Self {
         let mut facts = Facts { outer: Some(outer), ..Facts::new(outer.only_floats) };
         let index = GraphIndex::new(graph);
         facts.used = graph
@@ -77,12 +77,12 @@ impl<'o> Facts<'o> {
     }
 
     /// The element type of a value.
-    pub(super) fn element(&self, value: &str) -> Option<i64> {
+    pub(crate) fn element(&self, value: &str) -> Option<i64> {
         self.get(value).element.or_else(|| (self.only_floats && !value.is_empty()).then_some(FLOAT))
     }
 
     /// The number of dimensions of a value.
-    pub(super) fn rank(&self, value: &str) -> Option<usize> {
+    pub(crate) fn rank(&self, value: &str) -> Option<usize> {
         self.get(value).rank
     }
 
@@ -94,7 +94,7 @@ impl<'o> Facts<'o> {
     }
 
     /// The constant of this name.
-    pub(super) fn constant(&self, value: &str) -> Option<&TensorProto> {
+    pub(crate) fn constant(&self, value: &str) -> Option<&TensorProto> {
         match self.known.get(value) {
             Some(_) => self.constants.get(value),
             None => self.outer?.constant(value),
@@ -102,7 +102,7 @@ impl<'o> Facts<'o> {
     }
 
     /// Whether an output of a node of this graph goes anywhere.
-    pub(super) fn is_used(&self, value: &str) -> bool {
+    pub(crate) fn is_used(&self, value: &str) -> bool {
         self.used.contains(value)
     }
 
@@ -204,7 +204,7 @@ fn declared(value: &ValueInfoProto) -> Known {
 }
 
 /// Whether nothing in a model is, or becomes, a float of another size than 32 bits.
-pub(super) fn only_floats(model: &ModelProto) -> bool {
+pub(crate) fn only_floats(model: &ModelProto) -> bool {
     let functions = model.functions.iter().flat_map(|function| &function.node);
     model.graph.as_deref().is_none_or(graph_has_only_floats) && functions.into_iter().all(node_has_only_floats)
 }

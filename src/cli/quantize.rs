@@ -42,7 +42,7 @@ pub(super) struct Arguments {
     /// Statistics of activations, as `qtool calibrate` writes them, for ranges; samples beside them only measure layers; repeatable
     #[arg(long, value_name = "FILE")]
     stats: Vec<PathBuf>,
-    /// Type of codes of activations: uint8 or int8 [default: uint8]
+    /// Type of codes of activations: uint8, int8, or uint16 and int16, with which ONNX Runtime computes in float [default: uint8]
     #[arg(long, value_parser = value::<CodeType>)]
     activations: Option<CodeType>,
     /// How ranges of activations are chosen, as --observer [default: min-max]

@@ -91,7 +91,7 @@ impl Prepared {
             }
             _ => {}
         }
-        onnx::check_activation_codes(request.recipe.activations.dtype)?;
+        onnx::check_codes(&request.recipe, form)?;
         let notes = onnx::already_quantized(&model).into_iter().collect();
         let model = onnx::ready(model, &request.recipe)?;
         let plan = plan_of(&model, &request.recipe)?;

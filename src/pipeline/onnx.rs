@@ -20,13 +20,14 @@ use crate::graph::weights::Layer;
 use crate::method::Method;
 use crate::model::Model;
 use crate::observers::ObserverChoice;
+use crate::outputs::Output;
 use crate::outputs::document::{ActivationRecord, CalibrationRecord};
 use crate::outputs::onnx::rewrite::{Chosen, ParamsOf};
 use crate::outputs::onnx::static_qdq::weight_scale_for_bias;
 use crate::plan::{LayerMode, Plan};
 use crate::quant::params::{Params, Range};
-use crate::quant::scheme::{CodeType, Granularity};
-use crate::recipe::{Mode, Recipe};
+use crate::quant::scheme::Granularity;
+use crate::recipe::{Mode, Recipe, Weights};
 use crate::sensitivity::{self, DEFAULT_MIN_SQNR_DB, Findings, Search, Setup, cost};
 use crate::stream::{Progress, observe};
 use crate::tensor::Dtype;
@@ -42,7 +43,7 @@ const PER_AXIS: i64 = 13;
 /// The version whose DequantizeLinear makes F16.
 const HALF: i64 = 19;
 
-/// The version whose DequantizeLinear takes blocks, and codes of four bits.
+/// The version whose DequantizeLinear takes blocks, and codes of four and of sixteen bits.
 const BLOCKED: i64 = 21;
 
 /// Where statistics of activations come from.
@@ -79,8 +80,9 @@ pub(super) fn ready(model: Model, recipe: &Recipe) -> Result<Model> {
     let is_blocked = matches!(settings.granularity, Granularity::PerGroup(_)) || settings.weights.bits() < 8;
     let is_half =
         model.tensors().iter().any(|tensor| tensor.role.axis().is_some() && matches!(tensor.info.dtype, Dtype::F16 | Dtype::BF16));
+    let is_wide = recipe.mode == Mode::Static && recipe.activations.dtype.bits() > 8;
     let needed = match settings.granularity {
-        _ if is_blocked => BLOCKED,
+        _ if is_blocked || is_wide => BLOCKED,
         _ if is_half => HALF,
         Granularity::PerTensor if recipe.mode != Mode::Static => DYNAMIC,
         _ => PER_AXIS,
@@ -266,10 +268,23 @@ pub(super) fn placeholders(plan: &Plan) -> Chosen {
     Chosen { weights: weights.collect(), activations: plan.values.values.keys().map(|name| (name.clone(), any)).collect() }
 }
 
-/// The codes that activations can have.
-pub(super) fn check_activation_codes(codes: CodeType) -> Result<()> {
+/// Whether weights and activations can have the codes that were asked for, in this form.
+pub(super) fn check_codes(recipe: &Recipe, form: &dyn Output) -> Result<()> {
+    let rules = recipe.rules.iter().filter_map(|rule| match rule.weights {
+        Some(Weights::Codes(codes)) => Some(codes),
+        _ => None,
+    });
+    if let Some(codes) = [recipe.settings.weights].into_iter().chain(rules).find(|codes| codes.bits() > 8) {
+        return Err(Error::Usage(format!("--weights: expected int8, uint8, int4 or uint4, found {codes}")));
+    }
+    let codes = recipe.activations.dtype;
     match codes.bits() {
         8 => Ok(()),
-        _ => Err(Error::Usage(format!("--activations: expected uint8 or int8, found {codes}"))),
+        16 if form.name() != QOPERATOR => Ok(()),
+        16 => Err(Error::Usage(format!("--activations: expected uint8 or int8 with --format {QOPERATOR}, found {codes}"))),
+        _ => Err(Error::Usage(format!("--activations: expected uint8, int8, uint16 or int16, found {codes}"))),
     }
 }
+
+/// The form whose operators take codes of 8 bits only.
+const QOPERATOR: &str = "qoperator";

@@ -17,6 +17,10 @@ pub enum CodeType {
     Int4,
     /// 0..=15, stored two to a byte.
     Uint4,
+    /// −32768..=32767, of activations only.
+    Int16,
+    /// 0..=65535, of activations only.
+    Uint16,
 }
 
 /// Every code type with its name, width in bits and signedness.
@@ -25,10 +29,12 @@ const CODE_TYPES: &[(CodeType, &str, u32, bool)] = &[
     (CodeType::Uint8, "uint8", 8, false),
     (CodeType::Int4, "int4", 4, true),
     (CodeType::Uint4, "uint4", 4, false),
+    (CodeType::Int16, "int16", 16, true),
+    (CodeType::Uint16, "uint16", 16, false),
 ];
 
 impl CodeType {
-    /// The name: `int8`, `uint8`, `int4` or `uint4`.
+    /// The name, such as `int8` or `uint4`.
     pub fn name(self) -> &'static str {
         self.entry().1
     }
@@ -59,7 +65,7 @@ impl FromStr for CodeType {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        crate::method::look_up("weights", CODE_TYPES, |entry| entry.1, text).map(|entry| entry.0)
+        crate::method::look_up("codes", CODE_TYPES, |entry| entry.1, text).map(|entry| entry.0)
     }
 }
 

@@ -36,9 +36,13 @@ pub(crate) fn of_layers(model: &Model, plan: &Plan, statistics: &Statistics) -> 
     layers.collect()
 }
 
-/// The share of these multiply-adds that `plan` has in integers.
+/// The share of these multiply-adds that `plan` has in integers: with activations of 16 bits runtimes compute in float.
 pub(crate) fn integer_share(plan: &Plan, costs: &BTreeMap<usize, u64>) -> Option<f64> {
-    let is_integer = |layer: usize| matches!(plan.layers[layer], LayerMode::Static | LayerMode::Dynamic);
+    let is_integer = |layer: usize| match plan.layers[layer] {
+        LayerMode::Static => plan.activation_codes.bits() == 8,
+        LayerMode::Dynamic => true,
+        LayerMode::Keep | LayerMode::WeightOnly => false,
+    };
     let (all, integer) =
         costs.iter().fold((0u64, 0u64), |(all, integer), (layer, cost)| (all + cost, integer + if is_integer(*layer) { *cost } else { 0 }));
     (all > 0).then(|| integer as f64 / all as f64)

@@ -13,6 +13,7 @@ use crate::calibration::engine::{self, EngineChoice};
 use crate::calibration::samples::Samples;
 use crate::error::{Error, Result};
 use crate::formats::onnx::proto::ModelProto;
+use crate::graph::lower;
 use crate::graph::onnx_model::OnnxModel;
 use crate::model::Model;
 use crate::outputs::onnx::rewrite::ParamsOf;
@@ -104,7 +105,12 @@ impl<'a> Bench<'a> {
         // With few trials, threads share the samples of each.
         let inner = if trials.len() < self.threads { self.threads } else { 1 };
         let measured = stream::map(trials.len(), self.threads / inner, |i| {
-            let engine = load(self.engine, self.model, simulate(self.onnx, plan, &trials[i], &self.rounded))?;
+            let mut proto = simulate(self.onnx, plan, &trials[i], &self.rounded);
+            if plan.activation_codes.bits() > 8 {
+                // The embedded engine has no such codes.
+                lower::to_float(&mut proto).map_err(|e| Error::malformed(self.model.path(), e))?;
+            }
+            let engine = load(self.engine, self.model, proto)?;
             let sums = stream::map(count.min(self.samples.len()), inner, |s| -> Result<Vec<[f64; 2]>> {
                 let found = engine.run(&self.samples[s].inputs, &self.outputs)?;
                 Ok(self.samples[s].expected.iter().zip(&found).map(|(expected, found)| error_and_signal(expected, found)).collect())

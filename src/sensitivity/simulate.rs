@@ -6,13 +6,13 @@
 //! the quantized state of recurrent layers.
 
 use crate::formats::onnx::proto::{ModelProto, NodeProto, Payload, TensorProto};
-use crate::formats::onnx::tensor::{INT8, INT16, UINT8, UINT16};
 use crate::graph::edits::Edits;
 use crate::graph::index::GraphIndex;
 use crate::graph::names::Names;
 use crate::graph::onnx_model::OnnxModel;
 use crate::graph::scopes::{self, TOP};
 use crate::model::Model;
+use crate::outputs::onnx::rewrite::element_code;
 use crate::plan::{LayerMode, Plan, TensorScheme};
 use crate::quant::kernel::{dequantize, quantize};
 use crate::quant::params::Params;
@@ -178,15 +178,10 @@ impl Simulation<'_> {
     /// Scale and zero point as constants.
     fn constants(&mut self, value: &str, params: Params) -> [String; 2] {
         let [scale, zero_point] = ["scale", "zero_point"].map(|what| self.names.fresh(&format!("{value}_{what}")));
-        let (code, width) = match (self.codes.bits(), self.codes.is_signed()) {
-            (16, true) => (INT16, 2),
-            (16, false) => (UINT16, 2),
-            (_, true) => (INT8, 1),
-            (_, false) => (UINT8, 1),
-        };
         self.edits.add(TensorProto::floats(scale.clone(), &[], &[params.scale]));
+        let width = self.codes.bits() as usize / 8;
         let bytes = params.zero_point.to_le_bytes()[..width].to_vec();
-        self.edits.add(TensorProto::raw(zero_point.clone(), code, &[], bytes));
+        self.edits.add(TensorProto::raw(zero_point.clone(), element_code(self.codes), &[], bytes));
         [scale, zero_point]
     }
 }

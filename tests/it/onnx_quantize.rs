@@ -145,6 +145,18 @@ fn without_samples_nothing_is_measured_and_it_is_said() {
 }
 
 #[test]
+fn activations_of_sixteen_bits_lose_next_to_nothing_and_are_not_called_integers() {
+    let dir = small();
+    let share = |activations: &str| {
+        let options = format!("quantize model.onnx --samples samples --activations {activations} -o {activations}.onnx --json");
+        dir.ok(&options).json()["integer_share"].as_f64().unwrap()
+    };
+    assert!(share("uint8") > 0.9 && share("uint16") < 0.5);
+    let scale = |name: &str| dir.json(format!("{name}.json"))["activations"]["image"]["scale"].as_f64().unwrap();
+    assert!((scale("uint8") / scale("uint16") - 257.0).abs() < 0.1);
+}
+
+#[test]
 fn observers_of_activations_choose_different_ranges() {
     let dir = small();
     let mut scales = Vec::new();
@@ -168,6 +180,8 @@ fn what_cannot_be_calibrated_is_refused_before_anything_is_written() {
         ("quantize model.onnx --stats model.onnx", 1),
         ("quantize model.onnx --stats other.stats", 1),
         ("quantize model.onnx --samples samples --activations int4", 2),
+        ("quantize model.onnx --samples samples --activations int16 --format qoperator", 2),
+        ("quantize model.onnx --weights int16", 2),
         ("quantize model.onnx --format sidecar", 2),
         ("merge other.stats other.stats -o twice.stats", 1),
     ] {

@@ -1,7 +1,7 @@
 //! What all ONNX forms share: quantized weights as constants, and edits of every graph that are made at the end.
 
 use crate::formats::onnx::proto::{GraphProto, ModelProto, OperatorSetIdProto, Payload, TensorProto};
-use crate::formats::onnx::tensor::{self, FLOAT, INT4, INT8, UINT4, UINT8};
+use crate::formats::onnx::tensor::{self, FLOAT, INT4, INT8, INT16, UINT4, UINT8, UINT16};
 use crate::graph::edits::Edits;
 use crate::graph::index::GraphIndex;
 use crate::graph::names::Names;
@@ -241,12 +241,14 @@ fn transpose_params(params: &[Params], shape: &mut [i64]) -> Vec<Params> {
 }
 
 /// The ONNX element type of codes.
-pub(super) fn element_code(codes: CodeType) -> i64 {
+pub(crate) fn element_code(codes: CodeType) -> i64 {
     match codes {
         CodeType::Int8 => INT8,
         CodeType::Uint8 => UINT8,
         CodeType::Int4 => INT4,
         CodeType::Uint4 => UINT4,
+        CodeType::Int16 => INT16,
+        CodeType::Uint16 => UINT16,
     }
 }
 
@@ -261,9 +263,10 @@ fn scale_type(dtype: Dtype, cast_to: Option<i64>) -> (i64, Dtype) {
 }
 
 /// Codes as bytes; those of four bits two to a byte, the first in the low half.
-fn pack_codes(codes: CodeType, values: &[i32]) -> Vec<u8> {
+pub(super) fn pack_codes(codes: CodeType, values: &[i32]) -> Vec<u8> {
     match codes.bits() {
         4 => values.chunks(2).map(|pair| (pair[0] & 15) as u8 | (pair.get(1).copied().unwrap_or(0) as u8) << 4).collect(),
+        16 => values.iter().flat_map(|value| (*value as u16).to_le_bytes()).collect(),
         _ => values.iter().map(|value| *value as u8).collect(),
     }
 }

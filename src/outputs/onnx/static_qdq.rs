@@ -5,7 +5,7 @@
 //! Each value has one pair, whoever takes it. The output of a convolution goes through its pair for everybody; other values
 //! only on their way to operators that compute in integers. Biases are int32 of scale `input scale * weight scale`.
 
-use super::rewrite::{Rewriter, WeightNames, element_code};
+use super::rewrite::{Rewriter, WeightNames, element_code, pack_codes};
 use super::weight_only::{dequantize, inputs};
 use crate::formats::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::formats::onnx::tensor::INT32;
@@ -152,10 +152,10 @@ impl<'v> Static<'v> {
     fn name(&self, rewriter: &mut Rewriter<'_>, value: &str, floats: String) -> Pair {
         let params = self.params[value];
         let [codes, scale, zero_point] = ["quantized", "scale", "zero_point"].map(|what| rewriter.names.fresh(&format!("{value}_{what}")));
-        let code = element_code(rewriter.plan.activation_codes);
+        let codes_of = rewriter.plan.activation_codes;
         let edits = &mut rewriter.edits[TOP];
         edits.add(TensorProto::floats(scale.clone(), &[], &[params.scale]));
-        edits.add(TensorProto::raw(zero_point.clone(), code, &[], vec![params.zero_point as u8]));
+        edits.add(TensorProto::raw(zero_point.clone(), element_code(codes_of), &[], pack_codes(codes_of, &[params.zero_point])));
         Pair { codes, scale, zero_point, floats }
     }
 

@@ -19,6 +19,7 @@ pub mod plan;
 pub mod quant;
 pub mod recipe;
 pub mod report;
+pub mod scheme;
 pub mod sensitivity;
 pub mod simd;
 pub mod stream;

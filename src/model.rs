@@ -9,7 +9,7 @@ use crate::recipe::Pattern;
 use crate::tensor::{Dtype, TensorInfo, decode_f32};
 use bytes::Bytes;
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -173,6 +173,25 @@ impl Model {
     /// The graph and its weights, if it is an ONNX model.
     pub(crate) fn into_onnx(self) -> Option<OnnxModel> {
         self.onnx.map(|onnx| *onnx)
+    }
+
+    /// The same model, of which some tensors are known not to be weights: by number, why.
+    pub(crate) fn without_weights(mut self, others: BTreeMap<usize, String>) -> Self {
+        for (tensor, reason) in others {
+            self.tensors[tensor].role = Role::Other { reason };
+        }
+        self
+    }
+
+    /// The same model with some tensors stored in another way, or left out.
+    pub(crate) fn with_changed(mut self, mut changed: HashMap<usize, Option<(TensorInfo, Bytes)>>) -> Self {
+        let tensors = std::mem::take(&mut self.tensors).into_iter().enumerate();
+        let kept = tensors.filter_map(|(number, tensor)| match changed.remove(&number) {
+            None => Some(tensor),
+            Some(change) => change.map(|(info, data)| ModelTensor { info, data, ..tensor }),
+        });
+        self.tensors = kept.collect();
+        self
     }
 
     /// The same model, of which some tensors had other names before.

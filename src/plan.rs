@@ -78,6 +78,8 @@ pub(crate) enum LayerMode {
 pub struct Plan {
     /// One decision a tensor.
     pub decisions: Vec<Decision>,
+    /// What is quantized where no rule says otherwise.
+    pub(crate) mode: Mode,
     /// One for each layer of an ONNX model.
     pub(crate) layers: Vec<LayerMode>,
     /// The values of an ONNX model that are quantized with known ranges.
@@ -106,7 +108,7 @@ impl Plan {
         ObserverChoice::new(&recipe.settings.observer)?;
         let decisions = (0..model.tensors().len()).map(|tensor| decide(model, tensor, recipe)).collect::<Result<_>>()?;
         let activation_codes = recipe.activations.dtype;
-        let mut plan = Plan { decisions, layers: Vec::new(), values: QuantizedValues::default(), activation_codes };
+        let mut plan = Plan { decisions, mode: recipe.mode, layers: Vec::new(), values: QuantizedValues::default(), activation_codes };
         plan.choose_modes(model, recipe.mode);
         Ok(plan)
     }

@@ -64,11 +64,11 @@ pub fn verify(output: &Path, read: &ReadOptions, progress: &dyn Progress) -> Res
     Ok(Verification { sidecar, intact, findings })
 }
 
-/// Reads what was written as its readers will: ONNX models by themselves, other forms with their sidecar.
+/// Reads what was written as its readers will: ONNX models by themselves, checkpoints with their sidecar.
 fn open_members(output: &Path, dir: &Path, document: &Document, read: &ReadOptions) -> Result<Model> {
     match document.output.files.last() {
         // The model comes last, after the values that it refers to.
-        Some(main) if document.output.form != "sidecar" => formats::open(&dir.join(&main.name), read),
+        Some(main) if matches!(document.output.form.as_str(), "qdq" | "qoperator") => formats::open(&dir.join(&main.name), read),
         _ => QuantizedModel::open(output, read).map(|quantized| quantized.model),
     }
 }

@@ -10,6 +10,7 @@ use qtool::pipeline::{CalibrationRequest, Destination, HashSource, Prepared, Req
 use qtool::quant::scheme::{CodeType, Convention, Granularity};
 use qtool::recipe::{Mode, Pattern, Recipe};
 use qtool::report::terminal;
+use qtool::scheme::{SCHEMES, Scheme};
 use qtool::target::{TARGETS, Target};
 use std::path::PathBuf;
 
@@ -64,6 +65,9 @@ pub(super) struct Arguments {
     /// Type of codes: int8, uint8, int4 or uint4 [default: int8]
     #[arg(long, value_parser = value::<CodeType>)]
     weights: Option<CodeType>,
+    /// Preset of modes, types and groups, for Hugging Face directories in the form compressed-tensors
+    #[arg(long, value_parser = scheme_names())]
+    scheme: Option<String>,
     /// What computes with the result; sets types and conventions that suit it and were not asked for [default: any]
     #[arg(long, value_parser = target_names())]
     target: Option<String>,
@@ -162,6 +166,12 @@ fn target_names() -> clap::builder::PossibleValuesParser {
     )
 }
 
+fn scheme_names() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(
+        SCHEMES.iter().map(|scheme| clap::builder::PossibleValue::new(scheme.name).help(scheme.summary)),
+    )
+}
+
 fn observer_help() -> String {
     let entries = qtool::observers::OBSERVERS.iter().map(|entry| match entry.parameter {
         Some(parameter) => format!("{}[:{}]", entry.name, parameter.name),
@@ -175,6 +185,8 @@ impl Arguments {
         let mut recipe = self.recipe.as_deref().map(Recipe::read).transpose()?.unwrap_or_default();
         let target: Option<&Target> = self.target.as_deref().map(str::parse).transpose()?;
         target.into_iter().for_each(|target| target.apply(&mut recipe));
+        let scheme: Option<&Scheme> = self.scheme.as_deref().map(str::parse).transpose()?;
+        scheme.into_iter().for_each(|scheme| scheme.apply(&mut recipe));
         let settings = &mut recipe.settings;
         settings.weights = self.weights.unwrap_or(settings.weights);
         settings.granularity = self.granularity.unwrap_or(settings.granularity);
@@ -200,7 +212,8 @@ impl Arguments {
         recipe.mode = self.mode.unwrap_or(recipe.mode);
         recipe.op_types.extend(self.op_types.iter().cloned());
         let named = |name: &String| *OUTPUTS.iter().find(|output| output.name() == name).expect("clap has checked the name");
-        let form: Option<&'static dyn Output> = self.format.as_ref().map(named);
+        let form = self.format.clone().or_else(|| scheme.map(|_| Scheme::FORM.to_owned()));
+        let form: Option<&'static dyn Output> = form.as_ref().map(named);
         Ok(Request {
             model: self.model.clone(),
             destination: Destination {

@@ -7,6 +7,7 @@ use super::TAG;
 use crate::error::Result;
 use crate::formats::ReadOptions;
 use crate::outputs::assemble::Assembly;
+use crate::outputs::compressed_tensors::read;
 use crate::outputs::container::{self, Entry, Order};
 use crate::outputs::quantized::QuantizedModel;
 use crate::outputs::sidecar::index_document;
@@ -35,7 +36,7 @@ pub(super) fn dequantize(
     progress: &dyn Progress,
 ) -> Result<PathBuf> {
     let quantized = QuantizedModel::open(quantized, read)?;
-    let layout = lay_out(&quantized);
+    let layout = lay_out(&quantized)?;
     let target = Target::choose(destination, &quantized.model, TAG, false)?;
     target.check_space(layout.bytes())?;
     progress.begin(layout.bytes());
@@ -46,7 +47,7 @@ pub(super) fn dequantize(
     Ok(target.output)
 }
 
-fn lay_out(quantized: &QuantizedModel) -> OutputLayout {
+fn lay_out(quantized: &QuantizedModel) -> Result<OutputLayout> {
     let model = &quantized.model;
     let (mut weight_map, mut total_size) = (Map::new(), 0);
     let own: HashSet<usize> = quantized.tensors().collect();
@@ -67,7 +68,9 @@ fn lay_out(quantized: &QuantizedModel) -> OutputLayout {
         FileLayout { name, header: container.header, contents, len: container.len, kind: FileKind::Safetensors }
     };
     let files = model.files().iter().enumerate().map(file_layout).collect();
-    OutputLayout { files, documents: index_document(model, weight_map, total_size).into_iter().collect() }
+    let index = index_document(model, weight_map, total_size);
+    let config = read::is_form_of(&quantized.document).then(|| read::float_config(model.path())).transpose()?;
+    Ok(OutputLayout { files, documents: index.into_iter().chain(config).collect() })
 }
 
 /// Jobs for one file: each converts or copies a piece of a tensor.

@@ -71,7 +71,8 @@ impl Assembly<'_> {
         }
         let sidecar_name = target.sidecar.as_deref().and_then(Path::file_name);
         for companion in model.companions() {
-            if companion != Path::new(super::document::DIRECTORY_SIDECAR) {
+            let is_made = layout.documents.iter().any(|(name, _)| companion == Path::new(name));
+            if companion != Path::new(super::document::DIRECTORY_SIDECAR) && !is_made {
                 records.push(record::copy_companion(model.path(), dir, companion)?);
             }
         }

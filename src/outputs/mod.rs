@@ -5,6 +5,7 @@
 //! file with an implementation of [`Output`], its `mod` line and its entry in [`OUTPUTS`].
 
 pub(crate) mod assemble;
+pub(crate) mod compressed_tensors;
 pub(crate) mod container;
 pub mod document;
 pub(crate) mod onnx;
@@ -17,6 +18,8 @@ pub(crate) mod target;
 use crate::error::Result;
 use crate::model::Model;
 use crate::plan::Plan;
+use crate::quant::scheme::Convention;
+use crate::recipe::Recipe;
 use bytes::Bytes;
 use onnx::rewrite::Chosen;
 use std::ops::Range;
@@ -32,10 +35,16 @@ pub(crate) enum Content {
     Codes(usize),
     /// The codes of a tensor with its last two axes swapped.
     TransposedCodes(usize),
+    /// The codes of a tensor, moved up by half of their range so that they are unsigned.
+    UnsignedCodes(usize),
     /// The scales of a tensor, f32.
     Scales(usize),
+    /// The scales of a tensor, in the tensor's own type.
+    ScalesInType(usize),
     /// The zero points of a tensor, one byte each.
     ZeroPoints(usize),
+    /// The zero points of a tensor's groups, moved up as its codes: those of so many rows to a word of 32 bits.
+    PackedZeroPoints(usize),
 }
 
 /// One file of an output: header, then contents.
@@ -93,6 +102,25 @@ pub trait Output: Sync {
     /// for a layout of the same sizes.
     fn needs_params(&self) -> bool;
 
+    /// Whose arithmetic is followed unless another is asked for.
+    fn convention(&self, model: &Model) -> Convention {
+        model.default_convention()
+    }
+
+    /// What is appended to a tensor's name for the tensors of its scales and zero points.
+    fn parameter_suffixes(&self) -> [&'static str; 2] {
+        [sidecar::SCALE, sidecar::ZERO_POINT]
+    }
+
+    /// The model as this form sees it, before anything is decided: it may know of some tensors that they are no weights.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Error::Usage`] or [`crate::Error::Malformed`] if the form cannot hold the model.
+    fn ready(&self, model: Model, _recipe: &Recipe) -> Result<Model> {
+        Ok(model)
+    }
+
     /// Which files there will be; `name` is that of the main output.
     #[doc(hidden)]
     #[expect(private_interfaces, reason = "forms are written in this crate only")]
@@ -100,4 +128,4 @@ pub trait Output: Sync {
 }
 
 /// Every form of output.
-pub const OUTPUTS: &[&dyn Output] = &[&sidecar::Sidecar, &onnx::QDQ, &onnx::QOPERATOR];
+pub const OUTPUTS: &[&dyn Output] = &[&sidecar::Sidecar, &onnx::QDQ, &onnx::QOPERATOR, &compressed_tensors::CompressedTensors];

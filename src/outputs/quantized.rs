@@ -1,5 +1,6 @@
 //! Reads back what was written: a quantized model whose tensors give real values again.
 
+use super::compressed_tensors::read;
 use super::document::{self, Document, TensorRecord, Values};
 use crate::error::{Error, Result};
 use crate::formats::{self, ReadOptions};
@@ -46,6 +47,7 @@ impl QuantizedModel {
         let sidecar = document::find(output)?;
         let document = Document::read(&sidecar)?;
         let model = formats::open(&weights_of(output, &sidecar, &document)?, options)?;
+        let (model, document) = if read::is_form_of(&document) { read::as_plain(model, document)? } else { (model, document) };
         let (mut tensors, mut auxiliary) = (BTreeMap::new(), BTreeSet::new());
         let index = model.index();
         for (name, record) in &document.tensors {

@@ -1,7 +1,6 @@
 //! Writes the small files of an output, and the records of all its files and tensors that make up the sidecar.
 
 use super::document::{self, ActivationRecord, CalibrationRecord, Document, FileRecord, OutputRecord, SourceRecord, TensorRecord, Values};
-use super::sidecar::{SCALE, ZERO_POINT};
 use super::{FileKind, FileLayout, Output};
 use crate::error::{Error, Result};
 use crate::formats::{self, mmap::MappedFile};
@@ -98,7 +97,7 @@ pub(crate) fn document(model: &Model, plan: &Plan, outcomes: &BTreeMap<usize, Ou
                 kept.insert(info.name.clone(), reason.clone());
             }
             Decision::Quantize(scheme) => {
-                tensors.insert(info.name.clone(), tensor_record(info, scheme, &outcomes[&tensor]));
+                tensors.insert(info.name.clone(), tensor_record(info, scheme, &outcomes[&tensor], run.form.parameter_suffixes()));
             }
         }
     }
@@ -117,7 +116,7 @@ pub(crate) fn document(model: &Model, plan: &Plan, outcomes: &BTreeMap<usize, Ou
     }
 }
 
-fn tensor_record(info: &TensorInfo, scheme: &TensorScheme, outcome: &Outcome) -> TensorRecord {
+fn tensor_record(info: &TensorInfo, scheme: &TensorScheme, outcome: &Outcome, [scale, zero_point]: [&str; 2]) -> TensorRecord {
     let (granularity, axis, group_size) = match scheme.granularity {
         Granularity::PerTensor => ("per_tensor", None, None),
         Granularity::PerChannel => ("per_channel", Some(scheme.axis), None),
@@ -129,10 +128,10 @@ fn tensor_record(info: &TensorInfo, scheme: &TensorScheme, outcome: &Outcome) ->
             Values::Inline(outcome.params.iter().map(|p| p.zero_point).collect()),
         ),
         Some(_) => (
-            Values::Tensor { tensor: format!("{}{SCALE}", info.name) },
+            Values::Tensor { tensor: format!("{}{scale}", info.name) },
             match scheme.rule.symmetric {
                 true => Values::Inline(vec![scheme.rule.middle()]),
-                false => Values::Tensor { tensor: format!("{}{ZERO_POINT}", info.name) },
+                false => Values::Tensor { tensor: format!("{}{zero_point}", info.name) },
             },
         ),
     };

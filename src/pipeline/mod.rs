@@ -82,7 +82,7 @@ impl Prepared {
         let model = formats::open(&request.model, &request.read)?;
         refuse_own_output(&model)?;
         let form = request.form.unwrap_or_else(|| default_form(&model));
-        request.recipe.settings.convention.get_or_insert_with(|| model.default_convention());
+        request.recipe.settings.convention.get_or_insert_with(|| form.convention(&model));
         match (request.recipe.mode, request.calibration.is_empty()) {
             (Mode::Auto, false) => request.recipe.mode = Mode::Static,
             (Mode::Static, true) => {
@@ -93,7 +93,7 @@ impl Prepared {
         }
         onnx::check_codes(&request.recipe, form)?;
         let notes = onnx::already_quantized(&model).into_iter().collect();
-        let model = onnx::ready(model, &request.recipe)?;
+        let model = form.ready(onnx::ready(model, &request.recipe)?, &request.recipe)?;
         let plan = plan_of(&model, &request.recipe)?;
         let target = Target::choose(&request.destination, &model, request.recipe.settings.weights.name(), true)?;
         let any = if form.needs_params() { onnx::placeholders(&plan) } else { Chosen::default() };

@@ -37,6 +37,19 @@ pub fn unpack_nibbles(packed: &[u8], signed: bool, codes: &mut [u8]) {
     }
 }
 
+/// Packs rows of `columns` values of `bits` bits each, `32 / bits` rows to a row of words: value of row `r` and column `c` in
+/// word `[r * bits / 32, c]`, the first row in the lowest bits. Values must be below `2^bits`.
+pub fn pack_rows_to_words(values: &[u32], columns: usize, bits: u32) -> Vec<u32> {
+    let rows_to_a_word = (32 / bits) as usize;
+    let word_rows = values.len().div_ceil(columns.max(1)).div_ceil(rows_to_a_word);
+    let mut words = vec![0; word_rows * columns];
+    for (i, value) in values.iter().enumerate() {
+        let (row, column) = (i / columns, i % columns);
+        words[row / rows_to_a_word * columns + column] |= value << ((row % rows_to_a_word) as u32 * bits);
+    }
+    words
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,10 +13,11 @@ use crate::plan::{Decision, Plan, TensorScheme};
 use crate::quant::granularity::GroupLayout;
 use crate::quant::kernel::{self, Arithmetic, ColumnParams, min_max};
 use crate::quant::metrics::ErrorSums;
-use crate::quant::packing::{pack_nibbles, packed_len};
+use crate::quant::packing::{pack_nibbles, pack_rows_to_words, packed_len};
 use crate::quant::params::Params;
+use crate::quant::scheme::Granularity;
 use crate::stream::observe;
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, encode_f32};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -67,8 +68,19 @@ enum Work {
         tensor: usize,
         part: usize,
         elements: Range<usize>,
+        /// Bits that are flipped in every stored byte: the highest of each code, to make it unsigned, or none.
+        flip: u8,
     },
     Scales {
+        tensor: usize,
+        parts: Range<usize>,
+    },
+    /// In the tensor's own type.
+    ScalesInType {
+        tensor: usize,
+        parts: Range<usize>,
+    },
+    PackedZeroPoints {
         tensor: usize,
         parts: Range<usize>,
     },
@@ -129,7 +141,11 @@ impl<'a> QuantizeJobs<'a> {
         let mut this = QuantizeJobs { model, plan, known, jobs: Vec::new(), states: BTreeMap::new(), stored_apart: BTreeSet::new() };
         let observed_first: Vec<usize> = (layout.contents.iter())
             .filter_map(|(content, _)| match content {
-                Content::Codes(tensor) if !known.contains_key(tensor) && !is_local(this.scheme(*tensor)) => Some(*tensor),
+                Content::Codes(tensor) | Content::UnsignedCodes(tensor)
+                    if !known.contains_key(tensor) && !is_local(this.scheme(*tensor)) =>
+                {
+                    Some(*tensor)
+                }
                 _ => None,
             })
             .collect();
@@ -143,18 +159,32 @@ impl<'a> QuantizeJobs<'a> {
                 Content::Literal(ref bytes) => this.push_stores(bytes, place.start),
                 Content::Source(tensor) => this.push_copies(tensor, place.start),
                 Content::TransposedCodes(tensor) => this.push_transposed(tensor, place.start),
-                Content::Codes(tensor) => {
+                Content::Codes(tensor) | Content::UnsignedCodes(tensor) => {
                     if !known.contains_key(&tensor)
                         && !is_local(this.scheme(tensor))
                         && let Some(tensor) = to_observe.next()
                     {
                         this.jobs.push(Job { offset: None, work: Work::Observe { tensor } });
                     }
-                    this.push_pieces(tensor, place.start);
+                    let flip = match (content, this.scheme(tensor).codes.bits()) {
+                        (Content::UnsignedCodes(_), 4) => 0x88,
+                        (Content::UnsignedCodes(_), _) => 0x80,
+                        _ => 0,
+                    };
+                    this.push_pieces(tensor, place.start, flip);
                 }
                 Content::Scales(tensor) => {
-                    this.stored_apart.insert(tensor);
+                    this.store_apart(tensor);
                     this.push_params(tensor, place.start, 4, |tensor, parts| Work::Scales { tensor, parts });
+                }
+                Content::ScalesInType(tensor) => {
+                    this.store_apart(tensor);
+                    let width = model.tensors()[tensor].info.dtype.bytes().expect("float types have whole bytes");
+                    this.push_params(tensor, place.start, width, |tensor, parts| Work::ScalesInType { tensor, parts });
+                }
+                Content::PackedZeroPoints(tensor) => {
+                    let parts = 0..model.tensors()[tensor].info.elements().div_ceil(piece_len(this.scheme(tensor)));
+                    this.jobs.push(Job { offset: Some(place.start), work: Work::PackedZeroPoints { tensor, parts } });
                 }
                 Content::ZeroPoints(tensor) => this.push_params(tensor, place.start, 1, |tensor, parts| Work::ZeroPoints { tensor, parts }),
             }
@@ -183,6 +213,13 @@ impl<'a> QuantizeJobs<'a> {
         states.into_iter().map(outcome).collect()
     }
 
+    /// Notes that params of groups, which are many, are only stored as tensors.
+    fn store_apart(&mut self, tensor: usize) {
+        if let Granularity::PerGroup(_) = self.scheme(tensor).granularity {
+            self.stored_apart.insert(tensor);
+        }
+    }
+
     fn scheme(&self, tensor: usize) -> &'a TensorScheme {
         self.plan.scheme(tensor).expect("layouts ask for codes of quantized tensors only")
     }
@@ -205,7 +242,7 @@ impl<'a> QuantizeJobs<'a> {
         }
     }
 
-    fn push_pieces(&mut self, tensor: usize, start: u64) {
+    fn push_pieces(&mut self, tensor: usize, start: u64, flip: u8) {
         let scheme = self.scheme(tensor);
         let elements = self.model.tensors()[tensor].info.elements();
         let step = piece_len(scheme);
@@ -213,7 +250,7 @@ impl<'a> QuantizeJobs<'a> {
         for part in 0..pieces {
             let elements = part * step..((part + 1) * step).min(elements);
             let offset = start + packed_len(scheme.codes, elements.start) as u64;
-            self.jobs.push(Job { offset: Some(offset), work: Work::Quantize { tensor, part, elements } });
+            self.jobs.push(Job { offset: Some(offset), work: Work::Quantize { tensor, part, elements, flip } });
         }
         self.add_state(tensor, pieces);
     }
@@ -415,7 +452,8 @@ impl<'a> QuantizeJobs<'a> {
         for (_, part) in done.range_mut(parts) {
             part.params.iter().for_each(|params| store(params, bytes));
             part.stored += 1;
-            if part.stored == if self.scheme(tensor).rule.symmetric { SCALES_ONLY } else { SCALES_AND_ZERO_POINTS } {
+            let all = if self.scheme(tensor).rule.symmetric { SCALES_ONLY } else { SCALES_AND_ZERO_POINTS };
+            if self.stored_apart.contains(&tensor) && part.stored == all {
                 part.params = Vec::new();
             }
         }
@@ -480,7 +518,35 @@ impl Jobs for QuantizeJobs<'_> {
             Work::Transpose { tensor, matrix, columns } => self.transpose(*tensor, *matrix, columns, bytes, scratch),
             Work::CheckFinite { tensor } => observe::check_finite(self.model, *tensor)?,
             Work::Observe { tensor } => self.observe(*tensor)?,
-            Work::Quantize { tensor, part, elements } => self.quantize(*tensor, *part, elements.clone(), bytes, scratch)?,
+            Work::Quantize { tensor, part, elements, flip } => {
+                self.quantize(*tensor, *part, elements.clone(), bytes, scratch)?;
+                if *flip != 0 {
+                    bytes.iter_mut().for_each(|byte| *byte ^= flip);
+                }
+            }
+            Work::ScalesInType { tensor, parts } => {
+                let dtype = self.model.tensors()[*tensor].info.dtype;
+                let width = dtype.bytes().expect("float types have whole bytes") as usize;
+                let mut scales = Vec::new();
+                self.store_params(*tensor, parts.clone(), &mut scales, |params, bytes| {
+                    bytes.extend_from_slice(&params.scale.to_le_bytes())
+                });
+                let scales: Vec<f32> =
+                    scales.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().expect("there are four"))).collect();
+                bytes.resize(scales.len() * width, 0);
+                encode_f32(dtype, &scales, bytes);
+            }
+            Work::PackedZeroPoints { tensor, parts } => {
+                let (scheme, shape) = (self.scheme(*tensor), &self.model.tensors()[*tensor].info.shape);
+                let mut zero_points = Vec::new();
+                self.store_params(*tensor, parts.clone(), &mut zero_points, |params, bytes| bytes.push(params.zero_point as u8));
+                let bits = scheme.codes.bits();
+                let (half, all) = (1u32 << (bits - 1), (1u32 << bits) - 1);
+                let unsigned: Vec<u32> = zero_points.iter().map(|zero_point| (u32::from(*zero_point) + half) & all).collect();
+                let columns = unsigned.len() / shape[0].max(1);
+                bytes.clear();
+                pack_rows_to_words(&unsigned, columns, bits).iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
+            }
             Work::Scales { tensor, parts } => {
                 self.store_params(*tensor, parts.clone(), bytes, |params, bytes| bytes.extend_from_slice(&params.scale.to_le_bytes()));
             }

@@ -1,5 +1,6 @@
 //! The program from the outside: a module for each command or promise. Nothing but the built `qtool` is needed.
 
+mod compressed_tensors;
 mod corpus;
 mod destination;
 mod determinism;

@@ -146,10 +146,12 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
 
 /// What was measured, and what followed from it.
 fn findings(found: &Findings) -> String {
-    let Findings { samples, min_sqnr_db, all_quantized_db, sqnr_db, spared, dynamic, observers } = found;
+    let Findings { samples, min_sqnr_db, all_quantized_db, sqnr_db, spared, dynamic, observer, observers } = found;
     let mut text = format!("SQNR of the worst output on {samples} samples: {sqnr_db:.1} dB\n");
     let changes = [(spared.len(), "layers in float"), (dynamic.len(), "dynamic"), (observers.len(), "values by other observers")];
-    let changes: Vec<String> = changes.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    let for_all = observer.iter().map(|observer| format!("observer {observer}"));
+    let counted = changes.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+    let changes: Vec<String> = for_all.chain(counted).collect();
     if !changes.is_empty() {
         text.pop();
         let _ = writeln!(text, ", {all_quantized_db:.1} dB without {}", changes.join(", "));

@@ -1,10 +1,11 @@
 //! Which layers to spare when quantizing all of them costs too much: found by measurement, greedily.
 //!
 //! 1. Everything is quantized and measured. Where the worst output keeps enough signal, nothing changes.
-//! 2. Each layer is quantized alone: its noise is what sparing it gains.
-//! 3. Of the layers that cost most, every value is quantized alone with several observers, and takes the best.
-//! 4. Matrix products that lose much by fixed ranges find theirs when the model runs, which is still in integers.
-//! 5. Others, and small weights that are stored as codes but computed with in float, go on in float: those first that gain most for their multiply-adds, of which at least
+//! 2. Another observer for all values is tried, which may be all that it takes.
+//! 3. Each layer is quantized alone: its noise is what sparing it gains.
+//! 4. Of the layers that cost most, every value is quantized alone with several observers, and takes the best.
+//! 5. Matrix products that lose much by fixed ranges find theirs when the model runs, which is still in integers.
+//! 6. Others, and small weights that are stored as codes but computed with in float, go on in float: those first that gain most for their multiply-adds, of which at least
 //!    [`LEAST_INTEGER_SHARE`] stay in integers. After each round everything is measured again.
 //!
 //! What was found is a recipe: rules and observers that make the same choice without measuring.
@@ -37,7 +38,7 @@ const LEAST_INTEGER_SHARE: f64 = 0.9;
 const MOST_FLOAT_SIZE: f64 = 0.1;
 
 /// Multiply-adds that measuring may take, about: some seconds on one core. It decides how many samples are used.
-const WORK: f64 = 3e10;
+const WORK: f64 = 1e10;
 
 /// Samples that are used, at least and at most.
 const SAMPLES: (usize, usize) = (1, 8);
@@ -66,11 +67,14 @@ const FIXED_COST: f64 = 0.003;
 /// Most rounds of sparing layers.
 const ROUNDS: usize = 5;
 
-/// Observers that are tried besides the one in use.
+/// Observers that are tried besides the one in use: for all values together the first few.
 fn candidates() -> [Method; 4] {
     let percentile = |value| Method { name: "percentile".into(), value: Some(value) };
-    [Method::new("min-max"), Method::new("mse"), percentile(99.99), percentile(99.9)]
+    [percentile(99.99), Method::new("mse"), Method::new("min-max"), percentile(99.9)]
 }
+
+/// How many of them are tried for all values together.
+const FOR_ALL: usize = 2;
 
 /// What was measured, for people and programs.
 #[derive(Clone, Debug, Serialize)]
@@ -87,6 +91,9 @@ pub struct Findings {
     pub spared: Vec<String>,
     /// Tensors whose layers find the ranges of their inputs when the model runs.
     pub dynamic: Vec<String>,
+    /// The observer of all other values, if it is another than was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observer: Option<Method>,
     /// Values with another observer.
     pub observers: BTreeMap<String, Method>,
 }
@@ -198,11 +205,32 @@ impl Search<'_> {
             sqnr_db: all_quantized_db,
             spared: Vec::new(),
             dynamic: Vec::new(),
+            observer: None,
             observers: BTreeMap::new(),
         };
         if worst(&full) <= allowed || units.is_empty() {
             return Ok(((*recipe).clone(), found));
         }
+
+        // Another observer for all values.
+        let (mut recipe, mut least) = ((*recipe).clone(), full.clone());
+        for observer in candidates().into_iter().take(FOR_ALL) {
+            let mut trial_recipe = self.recipe.clone();
+            trial_recipe.activations.observer = observer;
+            let trial = everything(plan, self.params_of(plan, &trial_recipe)?);
+            progress.begin_measurements(1);
+            let measured = bench.noise(plan, &[trial], limit, progress)?.remove(0);
+            if worst(&measured) < WORTH_IT * worst(&least) {
+                (recipe, least) = (trial_recipe, measured);
+            }
+        }
+        let observer = &recipe.activations.observer;
+        found.observer = (*observer != self.recipe.activations.observer).then(|| observer.clone());
+        if worst(&least) <= allowed {
+            found.sqnr_db = sqnr_db(&least);
+            return Ok((recipe, found));
+        }
+        let params = self.params_of(plan, &recipe)?;
 
         // Each layer alone, and all that is no choice.
         let of_units: BTreeSet<usize> = units.iter().map(|unit| unit.tensor).collect();
@@ -217,9 +245,8 @@ impl Search<'_> {
         units.iter_mut().zip(noise).for_each(|(unit, noise)| unit.noise = noise);
         units.sort_by(|a, b| descending(worst(&a.noise), worst(&b.noise)).then(a.tensor.cmp(&b.tensor)));
 
-        let mut recipe = (*recipe).clone();
         let refined = refined_count(&units, allowed);
-        found.observers = self.refine(&mut units[..refined], allowed, &measure, progress)?;
+        found.observers = self.refine(&recipe, &mut units[..refined], allowed, &measure, progress)?;
         recipe.activations.observers.extend(found.observers.clone());
 
         // Spares layers until enough is left, by what is predicted, and measures what that gives.
@@ -245,7 +272,7 @@ impl Search<'_> {
             }
         }
         let Some((recipe, noise, states)) = best.filter(|(_, noise, _)| worst(noise) < worst(&full)) else {
-            found.observers.clear();
+            (found.observer, found.observers) = (None, BTreeMap::new());
             return Ok((self.recipe.clone(), found));
         };
         let named = |state: State| {
@@ -300,13 +327,14 @@ impl Search<'_> {
     /// noise of the units by it. Returns the observers that differ from the recipe's.
     fn refine(
         &self,
+        recipe: &Recipe,
         units: &mut [Unit],
         allowed: f64,
         measure: &dyn Fn(&[Trial]) -> Result<Vec<Noise>>,
         progress: &dyn Progress,
     ) -> Result<BTreeMap<String, Method>> {
         let values: BTreeSet<String> = units.iter().flat_map(|unit| unit.values.clone()).collect();
-        let own = |value: &String| self.recipe.activations.observer_of(value).clone();
+        let own = |value: &String| recipe.activations.observer_of(value).clone();
         let quantize = |value: &String, method: &Method| -> Result<Trial> {
             let choice = self.ranges.choose(value, &self.plan.values.values[value], method)?;
             Ok(Trial { values: [(value.clone(), choice.params)].into(), ..Trial::default() })

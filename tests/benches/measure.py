@@ -30,7 +30,7 @@ def run(command):
     command = [str(part) for part in command]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    anonymous = 0
+    anonymous = resident = 0
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
@@ -42,13 +42,15 @@ def run(command):
             fields = ""
         if "RssAnon:" in fields:
             anonymous = max(anonymous, int(fields.split("RssAnon:")[1].split()[0]))
+            # Not that of rusage, which begins with the memory of the process that was forked.
+            resident = max(resident, int(fields.split("VmHWM:")[1].split()[0]))
         time.sleep(EVERY)
     process.returncode = os.waitstatus_to_exitcode(status)
     output = process.stdout.read()
     process.stdout.close()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: exit {process.returncode}\n{output}")
-    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, anonymous / 1024, output)
+    return Run(wall, usage.ru_utime + usage.ru_stime, resident / 1024, anonymous / 1024, output)
 
 
 def median(runs, field):

@@ -221,8 +221,14 @@ pub(super) fn search(
         return Ok(Some((recipe.clone(), Err(reason.to_owned()))));
     }
     let samples = Samples::open(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
-    // Each thread has the model.
-    let threads = threads.min((request.max_memory / model.bytes().max(1)) as usize).max(1);
+    // Each thread has the model, and all of them the weights as they are quantized.
+    let affordable = (request.max_memory / model.bytes().max(1)).saturating_sub(1) as usize;
+    if affordable == 0 {
+        let needed = crate::report::terminal::bytes(2 * model.bytes());
+        let reason = format!("layers were not measured, and all of them run in integers: that takes --max-memory {needed}");
+        return Ok(Some((recipe.clone(), Err(reason))));
+    }
+    let threads = threads.min(affordable);
     let setup = Setup { model, onnx, samples: &samples, limit: samples.len(), engine: calibration.engine, threads };
     let weights = observe::all_params(model, plan, threads)?;
     let found = sensitivity::search(

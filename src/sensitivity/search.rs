@@ -21,7 +21,7 @@ use crate::method::Method;
 use crate::outputs::onnx::rewrite::ParamsOf;
 use crate::plan::{LayerMode, Plan};
 use crate::quant::params::Params;
-use crate::recipe::{Mode, Pattern, Recipe, Rule, Weights};
+use crate::recipe::{Activations, Mode, Pattern, Recipe, Rule, Weights};
 use crate::stream::Progress;
 use serde::Serialize;
 use std::cmp::Ordering;
@@ -67,10 +67,13 @@ const FIXED_COST: f64 = 0.003;
 /// Most rounds of sparing layers.
 const ROUNDS: usize = 5;
 
-/// Observers that are tried besides the one in use: for all values together the first few.
-fn candidates() -> [Method; 4] {
+/// Observers that are tried besides the one in use: for all values together the first few. None, if one was asked for.
+fn candidates(asked_for: &Activations) -> Vec<Method> {
+    if asked_for.observer != Activations::default().observer {
+        return Vec::new();
+    }
     let percentile = |value| Method { name: "percentile".into(), value: Some(value) };
-    [percentile(99.99), Method::new("mse"), Method::new("min-max"), percentile(99.9)]
+    vec![percentile(99.99), Method::new("mse"), Method::new("min-max"), percentile(99.9)]
 }
 
 /// How many of them are tried for all values together.
@@ -214,7 +217,7 @@ impl Search<'_> {
 
         // Another observer for all values.
         let (mut recipe, mut least) = ((*recipe).clone(), full.clone());
-        for observer in candidates().into_iter().take(FOR_ALL) {
+        for observer in candidates(&self.recipe.activations).into_iter().take(FOR_ALL) {
             let mut trial_recipe = self.recipe.clone();
             trial_recipe.activations.observer = observer;
             let trial = everything(plan, self.params_of(plan, &trial_recipe)?);
@@ -358,7 +361,7 @@ impl Search<'_> {
             let is_observed = self.plan.values.values.get(value.as_str()) == Some(&RangeSource::Observed);
             is_observed && worst(&best[value].1) > TOO_LITTLE * allowed
         };
-        let methods = candidates();
+        let methods = candidates(&self.recipe.activations);
         let others = values.iter().filter(matters).flat_map(|value| methods.iter().map(move |method| (value, method)));
         let others: Vec<(&String, &Method)> = others.filter(|(value, method)| **method != own(value)).collect();
         let trials: Vec<Trial> = others.iter().map(|(value, method)| quantize(value, method)).collect::<Result<_>>()?;

@@ -163,6 +163,9 @@ fn read_tensor(
     let fail = |message: String| Err(model.tensor_error(tensor, message));
     let info = &model.tensors()[tensor].info;
     let codes = record.dtype;
+    if codes.bits() > 8 {
+        return fail(format!("sidecar: dtype: expected codes of 8 bits or fewer, found {codes}"));
+    }
     let stored = if codes == CodeType::Int8 { Dtype::I8 } else { Dtype::U8 };
     let elements = record.shape.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim)).filter(|elements| *elements > 0);
     let fits = elements.is_some() && info.dtype == stored && info.shape == packed_shape(codes, &record.shape);

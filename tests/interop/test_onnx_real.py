@@ -285,3 +285,43 @@ def test_a_quantized_model_is_left_alone(models, tmp_path):
     assert after.graph.node == before.graph.node and after.graph.initializer == before.graph.initializer
     feeds = list(onnx_real.QUANTIZED.samples(3, 2, source))
     assert sqnr(outputs(source, feeds), outputs(path, feeds)) == np.inf
+
+
+def boxes(probabilities):
+    """Boxes of the areas above 0.3, as the detector's users find text: [left, top, right, bottom] of all that are 3 pixels or more."""
+    left, found = {tuple(place) for place in np.argwhere(probabilities > 0.3)}, []
+    while left:
+        area, edge = [], [left.pop()]
+        while edge:
+            y, x = edge.pop()
+            area.append((y, x))
+            for place in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                if place in left:
+                    left.remove(place)
+                    edge.append(place)
+        ys, xs = zip(*area)
+        box = (min(xs), min(ys), max(xs) + 1, max(ys) + 1)
+        if min(box[2] - box[0], box[3] - box[1]) >= 3 and np.mean([probabilities[place] for place in area]) >= 0.5:
+            found.append(box)
+    return found
+
+
+def overlap(a, b):
+    """Intersection over union of two boxes."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0, width) * max(0, height)
+    return shared / (sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - shared)
+
+
+def test_the_detector_finds_the_same_text(models, quantized):
+    """The task's own measure: of all boxes, the share that both models find, where they overlap by half."""
+    path, _ = quantized("ocr-detection", "static")
+    feeds = list(MODELS["ocr-detection"].samples(77, 40, models["ocr-detection"]))
+    (expected,), (found,) = outputs(models["ocr-detection"], feeds).values(), outputs(path, feeds).values()
+    both = total = 0
+    for a, b in zip(expected, found):
+        a, b = boxes(a[0, 0]), boxes(b[0, 0])
+        both += sum(any(overlap(box, other) >= 0.5 for other in b) for box in a) + sum(any(overlap(box, other) >= 0.5 for other in a) for box in b)
+        total += len(a) + len(b)
+    print(f"\nboxes that both find: {both} of {total}")
+    assert total > 300 and both >= 0.99 * total

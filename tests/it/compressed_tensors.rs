@@ -105,3 +105,32 @@ fn what_the_form_cannot_hold_is_refused_and_nothing_is_written() {
     dir.fails("quantize m --scheme w8a8 -o q", 4).expect_one_error();
     assert!(!dir.exists("q") && !dir.exists("q.safetensors"));
 }
+
+#[test]
+fn a_sidecar_that_does_not_fit_is_an_error() {
+    let dir = checkpoint();
+    dir.ok("quantize m --scheme w4a16-asym --granularity per-group:32 -o q");
+    let original = dir.json("q/qtool.json");
+    let name = "model.layers.0.mlp.up_proj.weight";
+    for (field, value) in [
+        ("shape", json!([24, 128])),
+        ("shape", json!([24])),
+        ("shape", json!([4_294_967_296_u64, 4_294_967_296_u64])),
+        ("shape", json!([0, 64])),
+        ("group_size", json!(0)),
+        ("group_size", json!(64)),
+        ("dtype", json!("int16")),
+        ("dtype", json!("int8")),
+        ("zero_point", json!({"tensor": "model.norm.weight"})),
+        ("zero_point", json!({"tensor": "nothing"})),
+        ("scale", json!({"tensor": "nothing"})),
+        ("source_dtype", json!("I8")),
+    ] {
+        let mut sidecar = original.clone();
+        sidecar["tensors"][name][field] = value.clone();
+        dir.write("q/qtool.json", sidecar.to_string());
+        let run = dir.fails("dequantize q -o back", 1);
+        run.expect_one_error();
+        assert!(!dir.exists("back"), "{field} {value}");
+    }
+}

@@ -4,7 +4,7 @@ use super::config::{self, Config};
 use crate::error::{Error, Result, show_name};
 use crate::model::{Model, ModelTensor};
 use crate::outputs::document::{Document, Values};
-use crate::quant::packing::packed_shape;
+use crate::quant::packing::{packed_len, packed_shape};
 use crate::quant::scheme::CodeType;
 use crate::tensor::{Dtype, TensorInfo};
 use bytes::Bytes;
@@ -32,6 +32,10 @@ pub(crate) fn as_plain(model: Model, mut document: Document) -> Result<(Model, D
         let mut take = |suffix: &str| by_name.remove(&format!("{name}{suffix}"));
         let tensor = |number: usize| &model.tensors()[number];
         let [rows, columns] = record.shape[..] else { return Err(wrong("shape")) };
+        let elements = rows.checked_mul(columns).ok_or_else(|| wrong("shape"))?;
+        if record.dtype.bits() > 8 {
+            return Err(wrong("dtype"));
+        }
         let groups = record.group_size.map_or(Some(1), |size| columns.checked_div(size)).ok_or_else(|| wrong("group_size"))?;
         if is_packed {
             let codes = take("_packed").ok_or_else(|| wrong("codes"))?;
@@ -41,7 +45,7 @@ pub(crate) fn as_plain(model: Model, mut document: Document) -> Result<(Model, D
             };
             let shape = packed_shape(unsigned, &record.shape);
             let info = TensorInfo { name: name.clone(), dtype: Dtype::U8, shape, ..tensor(codes).info.clone() };
-            if info.elements() != tensor(codes).data.len() {
+            if packed_len(unsigned, elements) != tensor(codes).data.len() {
                 return Err(wrong("codes"));
             }
             changed.insert(codes, Some((info, tensor(codes).data.clone())));

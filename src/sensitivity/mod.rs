@@ -4,6 +4,7 @@ pub(crate) mod cost;
 mod measure;
 mod search;
 mod simulate;
+mod units;
 
 pub(crate) use measure::Setup;
 pub use search::{DEFAULT_MIN_SQNR_DB, Findings};

@@ -6,7 +6,7 @@ use crate::formats::mmap::MappedFile;
 use crate::graph::onnx_model::OnnxModel;
 use crate::quant::scheme::Convention;
 use crate::recipe::Pattern;
-use crate::tensor::{Dtype, TensorInfo, decode_f32};
+use crate::tensor::{Dtype, TensorInfo, decode_f32, encode_f32};
 use bytes::Bytes;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -74,6 +74,30 @@ pub struct ModelTensor {
     pub(crate) role: Role,
     /// What it was called before the model was prepared, if that is another name.
     pub(crate) former_name: Option<String>,
+    /// What its values are multiplied by when they are read.
+    pub(crate) rescale: Option<Rescale>,
+}
+
+/// Factors of the rows and columns of a matrix.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Rescale {
+    pub rows: Vec<f32>,
+    pub columns: Vec<f32>,
+}
+
+impl Rescale {
+    /// Multiplies values from `element` on.
+    fn apply(&self, element: usize, values: &mut [f32]) {
+        let width = self.columns.len();
+        let (mut row, mut column) = (element / width, element % width);
+        for value in values {
+            *value *= self.rows[row] * self.columns[column];
+            column += 1;
+            if column == width {
+                (row, column) = (row + 1, 0);
+            }
+        }
+    }
 }
 
 /// What a tensor is for.
@@ -98,6 +122,13 @@ pub(crate) enum Role {
 }
 
 impl Role {
+    pub(crate) fn op(&self) -> Option<&str> {
+        match self {
+            Role::Weight { op, .. } => Some(op),
+            _ => None,
+        }
+    }
+
     pub(crate) fn axis(&self) -> Option<usize> {
         match self {
             Role::Weight { axis, .. } => *axis,
@@ -136,6 +167,7 @@ impl Model {
                 info,
                 role: Role::Unknown,
                 former_name: None,
+                rescale: None,
             };
             model.tensors.extend(tensors.into_iter().map(tensor));
             model.files.push(file);
@@ -198,6 +230,15 @@ impl Model {
     pub(crate) fn with_former_names(mut self, names: &HashMap<usize, String>) -> Self {
         for (tensor, name) in names {
             self.tensors[*tensor].former_name = Some(name.clone());
+        }
+        self
+    }
+
+    /// The same model, of which some tensors are known to be weights of layers that compute with `op`: by number, the
+    /// layer's name and the axis of output channels.
+    pub(crate) fn with_layers(mut self, layers: BTreeMap<usize, (String, usize)>, op: &str) -> Self {
+        for (tensor, (layer, axis)) in layers {
+            self.tensors[tensor].role = Role::Weight { layer, op: op.to_owned(), axis: Some(axis) };
         }
         self
     }
@@ -265,13 +306,49 @@ impl Model {
         let dtype = self.tensors[tensor].info.dtype;
         let width = dtype.bytes().expect("decodable types have whole bytes") as usize;
         let bytes = &self.tensor_bytes(tensor)[elements.start * width..elements.end * width];
-        let stored_as_is = dtype == Dtype::F32 && cfg!(target_endian = "little");
+        let rescale = self.tensors[tensor].rescale.as_ref();
+        let stored_as_is = dtype == Dtype::F32 && cfg!(target_endian = "little") && rescale.is_none();
         if let (true, Ok(values)) = (stored_as_is, bytemuck::try_cast_slice(bytes)) {
             return values;
         }
         scratch.resize(elements.len(), 0.0);
         decode_f32(dtype, bytes, scratch);
+        if let Some(rescale) = rescale {
+            rescale.apply(elements.start, scratch);
+        }
         scratch
+    }
+
+    /// Multiplies rows and columns of a matrix, or the elements of a vector, as its rows. What is read as codes is multiplied
+    /// then; what is `copied` is stored anew, rounded to its type.
+    pub(crate) fn rescale(&mut self, tensor: usize, rows: Option<&[f32]>, columns: Option<&[f32]>, copied: bool) {
+        let shape = &self.tensors[tensor].info.shape;
+        let (height, width) = (shape[0], shape.get(1).copied().unwrap_or(1));
+        let mut rescale =
+            self.tensors[tensor].rescale.take().unwrap_or_else(|| Rescale { rows: vec![1.0; height], columns: vec![1.0; width] });
+        let multiply = |factors: &mut [f32], by: Option<&[f32]>| {
+            factors.iter_mut().zip(by.unwrap_or_default()).for_each(|(factor, by)| *factor *= by);
+        };
+        multiply(&mut rescale.rows, rows);
+        multiply(&mut rescale.columns, columns);
+        self.tensors[tensor].rescale = Some(rescale);
+        if copied {
+            let values = self.values(tensor, 0..height * width, &mut Vec::new()).to_vec();
+            self.replace(tensor, &values);
+            self.tensors[tensor].rescale = None;
+        }
+    }
+
+    /// Stores other values, rounded to the tensor's type.
+    pub(crate) fn replace(&mut self, tensor: usize, values: &[f32]) {
+        let stored = &mut self.tensors[tensor];
+        let width = stored.info.dtype.bytes().expect("decodable types have whole bytes") as usize;
+        let mut bytes = vec![0; values.len() * width];
+        encode_f32(stored.info.dtype, values, &mut bytes);
+        stored.data = bytes.into();
+        if let Some(onnx) = &mut self.onnx {
+            onnx.replace(tensor, &stored.data);
+        }
     }
 
     /// The stored bytes of elements of a tensor of whole-byte type; those beyond its end are left out.

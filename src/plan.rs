@@ -1,5 +1,6 @@
 //! CHOOSE: what becomes of every tensor, and why, before any value is read.
 
+use crate::algorithms::RoundingChoice;
 use crate::error::{Error, Result, show_name};
 use crate::graph::activations::{self, QuantizedValues};
 use crate::graph::index::GraphIndex;
@@ -7,15 +8,17 @@ use crate::graph::onnx_model::OnnxModel;
 use crate::graph::ops::OPERATORS;
 use crate::graph::scopes::TOP;
 use crate::graph::weights::Layer;
-use crate::method::look_up;
+use crate::method::{Method, look_up};
 use crate::model::{Model, ModelTensor, Role};
 use crate::observers::{ObserverChoice, Target};
+use crate::qat::TRAINED;
 use crate::quant::granularity::GroupLayout;
 use crate::quant::kernel::Arithmetic;
-use crate::quant::params::ParamRule;
+use crate::quant::params::{ParamRule, Params};
 use crate::quant::scheme::{CodeType, Granularity, Grid};
 use crate::recipe::{Mode, Recipe, Weights};
 use crate::tensor::Dtype;
+use std::sync::Arc;
 
 /// How one tensor is quantized.
 #[derive(Clone)]
@@ -30,6 +33,8 @@ pub struct TensorScheme {
     pub layout: GroupLayout,
     /// How ranges are chosen.
     pub observer: ObserverChoice,
+    /// How codes are chosen.
+    pub rounding: RoundingChoice,
     /// How ranges become scale and zero point.
     pub rule: ParamRule,
     /// The codes that values are clipped to.
@@ -38,9 +43,21 @@ pub struct TensorScheme {
     pub arithmetic: Arithmetic,
     /// How layers of an ONNX model compute with it, where a rule says so.
     pub mode: Option<Mode>,
+    /// Scale and zero point of every group, where they were trained and are not observed.
+    pub(crate) trained: Option<Arc<[Params]>>,
 }
 
 impl TensorScheme {
+    /// Whether what a layer's inputs were makes a difference.
+    pub(crate) fn looks_at_inputs(&self) -> bool {
+        !self.rounding.is_nearest() || self.trained.is_none() && self.observer.looks_at_inputs()
+    }
+
+    /// How ranges are chosen, by the name that sidecars give it.
+    pub(crate) fn observer_method(&self) -> Method {
+        if self.trained.is_some() { Method::new(TRAINED) } else { self.observer.method() }
+    }
+
     /// What observers are told.
     pub fn target(&self) -> Target {
         Target { rule: self.rule, single_batch: true }
@@ -86,6 +103,8 @@ pub struct Plan {
     pub(crate) values: QuantizedValues,
     /// The codes of activations.
     pub(crate) activation_codes: CodeType,
+    /// Whether their zero points are in the middle of the codes.
+    pub(crate) symmetric_activations: bool,
 }
 
 impl Plan {
@@ -105,10 +124,19 @@ impl Plan {
         for wanted in &recipe.op_types {
             look_up("--op-types", OPERATORS, |operator| operator.op_type, wanted)?;
         }
-        ObserverChoice::new(&recipe.settings.observer)?;
+        for method in recipe.observers_in_use() {
+            recipe.observers.choose(method)?;
+        }
+        RoundingChoice::new(&recipe.settings.rounding)?;
         let decisions = (0..model.tensors().len()).map(|tensor| decide(model, tensor, recipe)).collect::<Result<_>>()?;
-        let activation_codes = recipe.activations.dtype;
-        let mut plan = Plan { decisions, mode: recipe.mode, layers: Vec::new(), values: QuantizedValues::default(), activation_codes };
+        let mut plan = Plan {
+            decisions,
+            mode: recipe.mode,
+            layers: Vec::new(),
+            values: QuantizedValues::default(),
+            activation_codes: recipe.activations.dtype,
+            symmetric_activations: recipe.activations.symmetric,
+        };
         plan.choose_modes(model, recipe.mode);
         Ok(plan)
     }
@@ -186,6 +214,11 @@ impl Plan {
         layers.filter(move |(number, _)| self.layers[*number] == mode)
     }
 
+    /// The params of weights that were trained, which are not observed.
+    pub(crate) fn trained(&self) -> impl Iterator<Item = (usize, Vec<Params>)> {
+        self.quantized().filter_map(|tensor| Some((tensor, self.scheme(tensor)?.trained.as_ref()?.to_vec())))
+    }
+
     /// The tensors that are quantized.
     pub fn quantized(&self) -> impl Iterator<Item = usize> {
         (0..self.decisions.len()).filter(|tensor| self.scheme(*tensor).is_some())
@@ -251,11 +284,13 @@ fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
             (Some(_), Granularity::PerGroup(size)) => GroupLayout::blocks(&info.shape, block_axis(rank, axis), size),
             (_, granularity) => GroupLayout::new(&info.shape, granularity, axis),
         },
-        observer: ObserverChoice::new(&settings.observer)?,
+        observer: recipe.observers.choose(&settings.observer)?,
+        rounding: RoundingChoice::new(&settings.rounding)?,
         rule,
         clip: rule.clip(settings.weights),
         arithmetic: Arithmetic::of(convention, info.dtype),
         mode: settings.mode,
+        trained: None,
     })))
 }
 

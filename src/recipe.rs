@@ -14,8 +14,10 @@
 //! weights = "keep"
 //! ```
 
+use crate::algorithms::NEAREST;
 use crate::error::{Error, Result, show_name, show_path};
 use crate::method::Method;
+use crate::observers::custom::Observers;
 use crate::quant::scheme::{CodeType, Convention, Granularity};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -147,6 +149,8 @@ pub struct Settings {
     pub narrow_range: bool,
     /// How the range is chosen. Default: `min-max`.
     pub observer: Method,
+    /// How codes are chosen. Default: `nearest`.
+    pub rounding: Method,
     /// Whether the zero point is the middle of the grid. Default: true.
     pub symmetric: bool,
     /// The codes. Default: `int8`.
@@ -162,6 +166,7 @@ impl Default for Settings {
             mode: None,
             narrow_range: false,
             observer: Method::new("min-max"),
+            rounding: Method::new(NEAREST),
             symmetric: true,
             weights: CodeType::Int8,
         }
@@ -221,6 +226,9 @@ pub struct Rule {
     /// Why, for the plan and the sidecar.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// How codes are chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounding: Option<Method>,
     /// Whether the zero point is the middle of the grid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symmetric: Option<bool>,
@@ -240,13 +248,15 @@ impl Rule {
             mode: None,
             observer: None,
             reason: None,
+            rounding: None,
             symmetric: None,
             weights: None,
         }
     }
 
     fn apply(&self, settings: &mut Settings) {
-        let Rule { axis, convention, granularity, pattern: _, mode, observer, reason: _, symmetric, weights } = self.clone();
+        let Rule { axis, convention, granularity, pattern: _, mode, observer, reason: _, rounding, symmetric, weights } = self.clone();
+        settings.rounding = rounding.unwrap_or_else(|| settings.rounding.clone());
         settings.mode = mode.or(settings.mode);
         settings.axis = axis.unwrap_or(settings.axis);
         settings.convention = convention.or(settings.convention);
@@ -274,6 +284,9 @@ pub struct Recipe {
     pub exclude: Vec<Pattern>,
     /// If not empty, only these are quantized, whatever their size.
     pub include: Vec<Pattern>,
+    /// Whether state of quantization-aware training is treated as any other tensors. Default: false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ignore_qat: bool,
     /// What is quantized: weights, or activations too. Default: `auto`.
     pub mode: Mode,
     /// If not empty, of ONNX models only weights of these operators are quantized, and those that `auto` would treat
@@ -285,9 +298,15 @@ pub struct Recipe {
     /// spared. 0 measures nothing. Default: [`DEFAULT_MIN_SQNR_DB`](crate::sensitivity::DEFAULT_MIN_SQNR_DB).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_sqnr: Option<f64>,
+    /// Observers besides those of qtool, which rules may name.
+    #[serde(rename = "observer", skip_serializing_if = "Observers::has_no_commands")]
+    pub observers: Observers,
     /// Exceptions, in order.
     #[serde(rename = "rule")]
     pub rules: Vec<Rule>,
+    /// What is done to the float model before, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub transforms: Vec<Method>,
 }
 
 impl Default for Recipe {
@@ -298,11 +317,14 @@ impl Default for Recipe {
             settings: Settings::default(),
             exclude: vec![],
             include: vec![],
+            ignore_qat: false,
             mode: Mode::Auto,
             op_types: vec![],
             min_elements: 1024,
             min_sqnr: None,
+            observers: Observers::default(),
             rules: vec![],
+            transforms: vec![],
         }
     }
 }
@@ -348,6 +370,12 @@ impl Recipe {
     ///
     /// [`Error::Io`] if the file cannot be read, [`Error::Usage`] with line and column if it is not a recipe.
     pub fn read(path: &Path) -> Result<Self> {
+        let mut recipe = Self::read_file(path)?;
+        recipe.observers = recipe.observers.in_directory(crate::outputs::staging::parent(path));
+        Ok(recipe)
+    }
+
+    fn read_file(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
         let wrong = |e: &dyn std::fmt::Display| {
             let message = crate::formats::shorten(e.to_string().trim_end());
@@ -368,6 +396,19 @@ impl Recipe {
         serde_json::from_str(&text).map_err(|e| wrong(&e))
     }
 
+    /// The recipe as a file of this name holds it: in JSON if the name ends so, else in TOML.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] if TOML has no form for a value of it.
+    pub fn to_text(&self, path: &Path) -> Result<String> {
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
+            let text = serde_json::to_string_pretty(self).expect("a recipe has string keys only");
+            return Ok(text + "\n");
+        }
+        toml::to_string(self).map_err(|e| Error::Usage(format!("{}: recipe: {e}", show_path(path))))
+    }
+
     /// The settings for a tensor, which `matches` says whether a pattern is about.
     pub fn resolve(&self, matches: impl Fn(&Pattern) -> bool) -> Resolved<'_> {
         let mut resolved = Resolved { settings: self.settings.clone(), decided_by: None };
@@ -378,6 +419,13 @@ impl Recipe {
             }
         }
         resolved
+    }
+
+    /// Every observer that it names.
+    pub(crate) fn observers_in_use(&self) -> impl Iterator<Item = &Method> {
+        let of_rules = self.rules.iter().filter_map(|rule| rule.observer.as_ref());
+        let of_values = std::iter::once(&self.activations.observer).chain(self.activations.observers.values());
+        std::iter::once(&self.settings.observer).chain(of_rules).chain(of_values)
     }
 
     /// All patterns, each with the option or field it came from.

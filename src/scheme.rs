@@ -15,6 +15,8 @@ pub struct Scheme {
     weights: CodeType,
     granularity: Granularity,
     symmetric: bool,
+    /// Whether zero points of activations that are known before are in the middle of the codes.
+    symmetric_activations: bool,
 }
 
 /// Elements of a group, as in the presets of compressed-tensors.
@@ -29,6 +31,25 @@ pub const SCHEMES: &[Scheme] = &[
         weights: CodeType::Int8,
         granularity: Granularity::PerChannel,
         symmetric: true,
+        symmetric_activations: true,
+    },
+    Scheme {
+        name: "w8a8-static",
+        summary: "int8 weights per channel, int8 activations with one scale a layer, from samples",
+        mode: Mode::Static,
+        weights: CodeType::Int8,
+        granularity: Granularity::PerChannel,
+        symmetric: true,
+        symmetric_activations: true,
+    },
+    Scheme {
+        name: "w8a8-static-asym",
+        summary: "as w8a8-static, with zero points of activations",
+        mode: Mode::Static,
+        weights: CodeType::Int8,
+        granularity: Granularity::PerChannel,
+        symmetric: true,
+        symmetric_activations: false,
     },
     Scheme {
         name: "w8a16",
@@ -37,6 +58,7 @@ pub const SCHEMES: &[Scheme] = &[
         weights: CodeType::Int8,
         granularity: Granularity::PerChannel,
         symmetric: true,
+        symmetric_activations: true,
     },
     Scheme {
         name: "w8a16-group",
@@ -45,6 +67,7 @@ pub const SCHEMES: &[Scheme] = &[
         weights: CodeType::Int8,
         granularity: GROUP,
         symmetric: true,
+        symmetric_activations: true,
     },
     Scheme {
         name: "w4a16",
@@ -53,6 +76,7 @@ pub const SCHEMES: &[Scheme] = &[
         weights: CodeType::Int4,
         granularity: GROUP,
         symmetric: true,
+        symmetric_activations: true,
     },
     Scheme {
         name: "w4a16-asym",
@@ -61,6 +85,7 @@ pub const SCHEMES: &[Scheme] = &[
         weights: CodeType::Int4,
         granularity: GROUP,
         symmetric: false,
+        symmetric_activations: true,
     },
 ];
 
@@ -74,6 +99,7 @@ impl Scheme {
         recipe.settings.weights = self.weights;
         recipe.settings.granularity = self.granularity;
         recipe.settings.symmetric = self.symmetric;
+        recipe.activations.symmetric = self.symmetric_activations;
     }
 }
 

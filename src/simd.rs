@@ -1,7 +1,8 @@
 //! One loop, several instruction sets: the body is compiled once for each, and the widest that the processor has
 //! is called. `QTOOL_SIMD=scalar|avx2|avx512` asks for a narrower one, for tests.
 //!
-//! Bodies only use operations that IEEE 754 defines to the bit, so every path computes the same.
+//! Bodies only use operations that IEEE 754 defines to the bit, so every path computes the same: also `mul_add`, which is slow
+//! where the processor has no fused multiply-add.
 
 use std::sync::OnceLock;
 
@@ -10,7 +11,7 @@ use std::sync::OnceLock;
 pub enum InstructionSet {
     /// What every processor of the target has: SSE2 on x86-64, NEON on aarch64.
     Baseline,
-    /// 32-byte registers on x86-64.
+    /// 32-byte registers on x86-64, and fused multiply-adds.
     Avx2,
     /// 64-byte registers on x86-64 (F, BW, DQ and VL).
     Avx512,
@@ -42,13 +43,14 @@ pub fn instruction_set() -> InstructionSet {
 
 #[cfg(target_arch = "x86_64")]
 fn widest() -> InstructionSet {
+    let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
     let has_avx512 = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl");
-    if has_avx512 {
+    if has_avx2 && has_avx512 {
         InstructionSet::Avx512
-    } else if is_x86_feature_detected!("avx2") {
+    } else if has_avx2 {
         InstructionSet::Avx2
     } else {
         InstructionSet::Baseline
@@ -91,12 +93,12 @@ macro_rules! dispatched {
             #[cfg(target_arch = "x86_64")]
             {
                 #[allow(clippy::too_many_arguments)]
-                #[target_feature(enable = "avx2")]
+                #[target_feature(enable = "avx2,fma")]
                 fn avx2($($argument: $type),*) -> $result {
                     body($($argument),*)
                 }
                 #[allow(clippy::too_many_arguments)]
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
                 fn avx512($($argument: $type),*) -> $result {
                     body($($argument),*)
                 }

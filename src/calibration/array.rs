@@ -46,3 +46,20 @@ impl Array {
         }
     }
 }
+
+/// Of two arrays of classes, `[batch, classes]` or `[batch, steps, classes]`: number of rows, and of those whose largest value is the
+/// same. `None` for other arrays.
+pub(crate) fn decisions(expected: &Array, found: &Array) -> Option<[u64; 2]> {
+    let (a, b) = (expected.floats()?, found.floats()?);
+    let ([_, classes] | [_, _, classes]) = expected.shape[..] else { return None };
+    if classes < 2 || expected.shape != found.shape {
+        return None;
+    }
+    let rows = a.chunks_exact(classes).zip(b.chunks_exact(classes));
+    Some(rows.fold([0, 0], |[rows, same], (a, b)| [rows + 1, same + u64::from(largest(a) == largest(b))]))
+}
+
+/// Place of the first of the largest values.
+fn largest(values: &[f32]) -> usize {
+    values.iter().enumerate().fold(0, |best, (i, value)| if *value > values[best] { i } else { best })
+}

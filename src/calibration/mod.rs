@@ -2,6 +2,7 @@
 
 pub mod array;
 pub mod engine;
+pub(crate) mod inputs;
 pub(crate) mod observe;
 pub(crate) mod ranges;
 pub mod samples;

@@ -1,12 +1,14 @@
 //! CHOOSE: range, scale and zero point of every value of a model that is quantized, from statistics.
 
-use super::stats::Statistics;
+use super::stats::ActivationStats;
 use crate::error::{Error, Result, show_name};
 use crate::graph::activations::{QuantizedValues, RangeSource};
 use crate::method::Method;
+use crate::observers::custom::{Command, Observers, Question, Subject};
+use crate::observers::summary::Repeated;
 use crate::observers::{ObserverChoice, Target};
 use crate::quant::params::{ParamRule, Params, Range};
-use crate::quant::scheme::Convention;
+use crate::quant::scheme::{CodeType, Convention, Granularity};
 use crate::recipe::Recipe;
 use crate::tensor::Dtype;
 use std::collections::{BTreeMap, HashMap};
@@ -24,20 +26,25 @@ pub(crate) struct Choice {
     pub params: Params,
 }
 
+/// Most values of an activation that a command is given: 1 GiB of them.
+const MOST_VALUES: u64 = 1 << 28;
+
 /// Chooses from statistics, each value with each observer once.
 pub(crate) struct Ranges<'a> {
     path: &'a Path,
-    statistics: &'a Statistics,
+    activations: &'a BTreeMap<String, ActivationStats>,
     rule: ParamRule,
+    observers: Observers,
+    codes: CodeType,
     known: Mutex<HashMap<(String, String), Choice>>,
 }
 
 impl<'a> Ranges<'a> {
-    /// For the types that `recipe` has for activations; `path` is the model's.
-    pub(crate) fn new(path: &'a Path, statistics: &'a Statistics, recipe: &Recipe) -> Self {
+    /// For the types that `recipe` has for activations, which are floats of type `dtype` otherwise; `path` is the model's.
+    pub(crate) fn new(path: &'a Path, activations: &'a BTreeMap<String, ActivationStats>, recipe: &Recipe, dtype: Dtype) -> Self {
         let settings = &recipe.activations;
-        let rule = ParamRule::new(recipe.settings.convention.unwrap_or(Convention::Ort), settings.dtype, settings.symmetric, Dtype::F32);
-        Ranges { path, statistics, rule, known: Mutex::default() }
+        let rule = ParamRule::new(recipe.settings.convention.unwrap_or(Convention::Ort), settings.dtype, settings.symmetric, dtype);
+        Ranges { path, activations, rule, observers: recipe.observers.clone(), codes: settings.dtype, known: Mutex::default() }
     }
 
     /// For all `values`, with the observers of `recipe`.
@@ -65,7 +72,7 @@ impl<'a> Ranges<'a> {
         if let Some(choice) = self.known.lock().expect(lock).get(&key) {
             return Ok(choice.clone());
         }
-        let observer = ObserverChoice::new(observer)?;
+        let observer = self.observers.choose(observer)?;
         let range = match source {
             RangeSource::Observed => self.observed(name, &observer)?,
             RangeSource::SameAs(origin) => self.observed(origin, &observer)?,
@@ -82,7 +89,42 @@ impl<'a> Ranges<'a> {
             error.with_hint("run `qtool calibrate` again with the options of this run")
         };
         let target = Target { rule: self.rule, single_batch: false };
-        self.statistics.activations.get(name).ok_or_else(missing)?.range(observer, &target)
+        let stats = self.activations.get(name).ok_or_else(missing)?;
+        let wrong = |message| Error::malformed(self.path, format!("value {}: {message}", show_name(name)));
+        if let Some(command) = observer.command() {
+            observer.may_run().map_err(wrong)?;
+            return self.ask(name, stats, command).map_err(wrong);
+        }
+        let range = stats.range(observer, &target)?;
+        observer.check(&[range]).map_err(wrong)?;
+        Ok(range)
+    }
+
+    /// Asks a command for the range of an activation, whose values it is given in ascending order.
+    fn ask(&self, name: &str, stats: &ActivationStats, command: &Command) -> Result<Range, String> {
+        let count = stats.values();
+        if count > MOST_VALUES {
+            let found = count;
+            return Err(format!(
+                "observer {:?}: expected at most {MOST_VALUES} values to give to it, found {found}",
+                command.observer.name
+            ));
+        }
+        if count == 0 {
+            return Ok(Range::EMPTY);
+        }
+        let question = Question {
+            subject: Subject::Activation,
+            name,
+            shape: &[count as usize],
+            granularity: Granularity::PerTensor.to_string(),
+            axis: None,
+            codes: self.codes,
+            symmetric: self.rule.symmetric,
+            groups: 1,
+        };
+        let ranges = command.ask(&question, &mut Repeated::new(&stats.summary()))?;
+        Ok(ranges[0])
     }
 }
 

@@ -9,12 +9,12 @@ use qtool::pipeline::calibrate::{CalibrateRequest, calibrate, merge};
 use qtool::report::terminal;
 use std::path::PathBuf;
 
-/// Observe the activations of an ONNX model; write statistics
+/// Observe the activations of an ONNX model, or recorded inputs of the layers of a checkpoint; write statistics
 ///
 /// `qtool quantize MODEL --stats STATS` then quantizes without samples, and `qtool merge` adds up what several runs saw.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// An .onnx file
+    /// An .onnx file; a .safetensors file or a directory in Hugging Face layout
     model: PathBuf,
     #[command(flatten)]
     samples: options::Samples,
@@ -27,6 +27,9 @@ pub(super) struct Arguments {
     /// The observer that statistics are for; only moving-average needs to be named
     #[arg(long, default_value = "min-max")]
     activation_observer: Method,
+    /// Of recorded inputs keep only ranges, means and maxima: not what --rounding gptq looks at, which is large
+    #[arg(long)]
+    ranges_only: bool,
     /// Replace an existing file
     #[arg(long)]
     force: bool,
@@ -52,6 +55,7 @@ pub(super) fn run(arguments: &Arguments) -> Done {
         model: arguments.model.clone(),
         calibration: CalibrationRequest { part: arguments.part, ..arguments.samples.request() },
         observer: arguments.activation_observer.clone(),
+        ranges_only: arguments.ranges_only,
         output: arguments.output.clone(),
         force: arguments.force,
         durability: arguments.durability.into(),

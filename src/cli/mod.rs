@@ -1,5 +1,6 @@
 //! The command line: the only place that knows clap, indicatif and anyhow, prints, and decides exit codes.
 
+mod analyze;
 mod calibrate;
 mod compare;
 mod completions;
@@ -28,6 +29,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Quantize(Box<quantize::Arguments>),
+    Analyze(analyze::Arguments),
     Calibrate(calibrate::Arguments),
     Merge(calibrate::MergeArguments),
     Dequantize(dequantize::Arguments),
@@ -74,6 +76,7 @@ pub(crate) fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Done {
     match arguments.command {
         Command::Quantize(arguments) => quantize::run(&arguments),
+        Command::Analyze(arguments) => analyze::run(&arguments),
         Command::Calibrate(arguments) => calibrate::run(&arguments),
         Command::Merge(arguments) => calibrate::run_merge(&arguments),
         Command::Dequantize(arguments) => dequantize::run(&arguments),

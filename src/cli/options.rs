@@ -48,12 +48,16 @@ impl Output {
 /// What a model is calibrated with.
 #[derive(Args)]
 pub(super) struct Samples {
-    /// Inputs of an ONNX model: .npz, .npy, .safetensors or .pb files, or directories of them; repeatable
+    /// Inputs of an ONNX model: .npz, .npy, .safetensors or .pb files, or directories of them; of a checkpoint, recorded inputs of
+    /// its layers in .safetensors files; repeatable
     #[arg(long, value_name = "PATH")]
     pub samples: Vec<PathBuf>,
     /// Use only the first samples
     #[arg(long, value_name = "N")]
     pub samples_limit: Option<usize>,
+    /// Leave out recorded inputs that belong to no layer
+    #[arg(long)]
+    pub ignore_unused: bool,
     /// Largest sample, in memory
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
     pub max_sample_bytes: u64,
@@ -65,6 +69,7 @@ impl Samples {
         CalibrationRequest {
             samples: self.samples.clone(),
             limit: self.samples_limit,
+            ignore_unused: self.ignore_unused,
             limits: SampleLimits { max_sample_bytes: self.max_sample_bytes, ..SampleLimits::default() },
             ..CalibrationRequest::default()
         }

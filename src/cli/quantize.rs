@@ -51,8 +51,15 @@ pub(super) struct Arguments {
     activation_observer: Option<Method>,
     /// SQNR in dB that every output is to keep on the samples: what costs too much is found by measuring each layer, and stays
     /// in float or gets other ranges; 0 measures nothing [default: 25]
-    #[arg(long, value_name = "DB")]
+    #[arg(long, value_name = "DB", value_parser = decibels)]
     min_sqnr: Option<f64>,
+    /// Share of decisions in percent that may change on the samples, of outputs of classes: layers are spared, as with --min-sqnr,
+    /// until no more do
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    max_drop: Option<f64>,
+    /// Write the recipe that was followed, with what was found by measuring: JSON if the name ends in .json, else TOML
+    #[arg(long, value_name = "FILE")]
+    emit_recipe: Option<PathBuf>,
     /// As --symmetric or --asymmetric, of weights only
     #[arg(long, value_enum)]
     weight_symmetry: Option<Symmetry>,
@@ -62,6 +69,9 @@ pub(super) struct Arguments {
     /// Rules in TOML or JSON, or the sidecar of an earlier run
     #[arg(long)]
     recipe: Option<PathBuf>,
+    /// Run the commands that the recipe names as observers
+    #[arg(long)]
+    allow_commands: bool,
     /// Type of codes: int8, uint8, int4 or uint4 [default: int8]
     #[arg(long, value_parser = value::<CodeType>)]
     weights: Option<CodeType>,
@@ -85,6 +95,10 @@ pub(super) struct Arguments {
     axis: Option<i64>,
     #[arg(long, value_parser = value::<Method>, help = observer_help())]
     observer: Option<Method>,
+    #[arg(long, value_parser = value::<Method>, help = rounding_help())]
+    rounding: Option<Method>,
+    #[arg(long, value_name = "METHOD", value_parser = value::<Method>, help = transform_help())]
+    transform: Vec<Method>,
     /// Whose arithmetic: torch, ort or compressed-tensors [default: ort for ONNX, else torch]
     #[arg(long, value_parser = value::<Convention>)]
     convention: Option<Convention>,
@@ -97,6 +111,9 @@ pub(super) struct Arguments {
     /// Keep smaller tensors [default: 1024]
     #[arg(long, value_name = "N")]
     min_elements: Option<u64>,
+    /// Of a model from quantization-aware training, observe weights anew and copy the state of its fake quantizers
+    #[arg(long)]
+    ignore_qat: bool,
     /// Keep weights with NaN or infinities instead of stopping
     #[arg(long)]
     allow_non_finite: bool,
@@ -146,8 +163,19 @@ enum HashSourceValue {
 }
 
 /// Reads a value by its own rules, so that the message is the library's.
-fn value<T: std::str::FromStr<Err = qtool::Error>>(text: &str) -> Result<T, String> {
+pub(super) fn value<T: std::str::FromStr<Err = qtool::Error>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|e: qtool::Error| e.to_string())
+}
+
+fn decibels(text: &str) -> Result<f64, String> {
+    let wrong = || format!("expected a number of at least 0, found {text:?}");
+    text.parse().ok().filter(|db: &f64| *db >= 0.0 && db.is_finite()).ok_or_else(wrong)
+}
+
+/// A share from a percentage.
+fn percent(text: &str) -> Result<f64, String> {
+    let percent: f64 = text.parse().map_err(|_| format!("expected a number from 0 to 100, found {text:?}"))?;
+    if (0.0..=100.0).contains(&percent) { Ok(percent / 100.0) } else { Err(format!("expected a number from 0 to 100, found {text}")) }
 }
 
 fn pattern(text: &str) -> Result<Pattern, String> {
@@ -180,9 +208,28 @@ fn observer_help() -> String {
     format!("How the range is chosen: {} [default: min-max]", entries.collect::<Vec<_>>().join(", "))
 }
 
+fn rounding_help() -> String {
+    let entries = qtool::algorithms::ROUNDINGS.iter().map(|entry| match entry.parameter {
+        Some(parameter) => format!("{}[:{}]", entry.name, parameter.name),
+        None => entry.name.to_owned(),
+    });
+    format!("How codes are chosen, all but the first by samples: {} [default: nearest]", entries.collect::<Vec<_>>().join(", "))
+}
+
+fn transform_help() -> String {
+    let entries = qtool::algorithms::transforms::TRANSFORMS.iter().map(|entry| match entry.parameter {
+        Some(parameter) => format!("{}[:{}]", entry.name, parameter.name),
+        None => entry.name.to_owned(),
+    });
+    format!("Change the float model before, by samples: {}; repeatable, in order", entries.collect::<Vec<_>>().join(", "))
+}
+
 impl Arguments {
     fn request(&self) -> qtool::Result<Request> {
         let mut recipe = self.recipe.as_deref().map(Recipe::read).transpose()?.unwrap_or_default();
+        if self.allow_commands {
+            recipe.observers.allow_commands();
+        }
         let target: Option<&Target> = self.target.as_deref().map(str::parse).transpose()?;
         target.into_iter().for_each(|target| target.apply(&mut recipe));
         let scheme: Option<&Scheme> = self.scheme.as_deref().map(str::parse).transpose()?;
@@ -198,9 +245,14 @@ impl Arguments {
         if let Some(observer) = &self.observer {
             settings.observer = observer.clone();
         }
+        if let Some(rounding) = &self.rounding {
+            recipe.settings.rounding = rounding.clone();
+        }
+        recipe.transforms.extend(self.transform.iter().cloned());
         recipe.min_elements = self.min_elements.unwrap_or(recipe.min_elements);
         recipe.min_sqnr = self.min_sqnr.or(recipe.min_sqnr);
         recipe.allow_non_finite |= self.allow_non_finite;
+        recipe.ignore_qat |= self.ignore_qat;
         recipe.include.extend(self.include.iter().cloned());
         recipe.exclude.extend(self.exclude.iter().cloned());
         recipe.activations.dtype = self.activations.unwrap_or(recipe.activations.dtype);
@@ -234,6 +286,8 @@ impl Arguments {
                 HashSourceValue::Header => HashSource::Header,
             },
             seed: self.seed,
+            max_drop: self.max_drop,
+            emit_recipe: self.emit_recipe.clone(),
             calibration: CalibrationRequest { stats: self.stats.clone(), ..self.samples.request() },
         })
     }

@@ -1,6 +1,7 @@
 //! INT, TERM and HUP remove what is half done and then kill the program as they would have; SIGBUS, which a truncated
 //! input raises, becomes the exit code for a changed input.
 
+use qtool::observers::custom::kill_commands;
 use qtool::outputs::staging::remove_temporaries;
 use signal_hook::consts::{SIGBUS, SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
@@ -28,6 +29,7 @@ pub(super) fn install() {
     };
     let wait = move || {
         for signal in &mut signals {
+            kill_commands();
             remove_temporaries();
             if signal == SIGBUS {
                 eprintln!("qtool: error: an input file: expected it to stay unchanged during the run, found it truncated");

@@ -2,7 +2,7 @@
 
 use super::layers::Layers;
 use super::{Difference, Gates, Sums};
-use crate::calibration::array::{Array, Data};
+use crate::calibration::array::{Array, Data, decisions};
 use crate::calibration::engine::{self, EngineChoice};
 use crate::calibration::samples::{InputSpec, SampleLimits, Samples};
 use crate::error::{Error, Result, show_name};
@@ -198,15 +198,9 @@ struct Accumulated {
 impl Accumulated {
     fn of(expected: &Array, found: &Array) -> std::result::Result<Self, String> {
         let mut this = Accumulated { sums: sums_of(expected, found)?, ..Accumulated::default() };
-        match (expected.floats(), found.floats(), &expected.shape[..]) {
-            // [batch, classes] or [batch, steps, classes]
-            (Some(a), Some(b), [_, classes] | [_, _, classes]) if *classes > 1 => {
-                for (a, b) in a.chunks_exact(*classes).zip(b.chunks_exact(*classes)) {
-                    this.rows += 1;
-                    this.agreeing += u64::from(largest(a) == largest(b));
-                }
-            }
-            _ => this.is_no_classes = true,
+        match decisions(expected, found) {
+            Some([rows, agreeing]) => (this.rows, this.agreeing) = (rows, agreeing),
+            None => this.is_no_classes = true,
         }
         Ok(this)
     }
@@ -232,9 +226,4 @@ pub(super) fn sums_of(expected: &Array, found: &Array) -> std::result::Result<Su
         _ => return Err(format!("expected {} as in the float model, found {}", expected.dtype, found.dtype)),
     }
     Ok(sums)
-}
-
-/// Place of the first of the largest values.
-fn largest(values: &[f32]) -> usize {
-    values.iter().enumerate().fold(0, |best, (i, value)| if *value > values[best] { i } else { best })
 }

@@ -97,6 +97,9 @@ enum Other {
 impl Other {
     fn open(path: &Path, read: &ReadOptions) -> Result<Self> {
         // A JSON file of the same name need not be a sidecar.
+        if QuantizedModel::is_of_others(path) {
+            return QuantizedModel::open(path, read).map(|model| Other::Quantized(Box::new(model)));
+        }
         let sidecar = document::find(path).and_then(|sidecar| Document::read(&sidecar));
         match sidecar {
             Ok(_) => QuantizedModel::open(path, read).map(|model| Other::Quantized(Box::new(model))),

@@ -1,9 +1,12 @@
 //! ONNX graphs: who produces and who consumes each value, what is constant, and edits that keep nodes in order.
 
 pub(crate) mod activations;
+pub(crate) mod biases;
 pub(crate) mod bodies;
+pub(crate) mod channels;
 pub(crate) mod edits;
 pub(crate) mod facts;
+pub(crate) mod folds;
 pub(crate) mod index;
 pub(crate) mod lower;
 pub(crate) mod names;

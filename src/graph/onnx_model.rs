@@ -4,9 +4,10 @@ use super::weights::{self, Key, Layer, Weights};
 use crate::error::{Error, Result};
 use crate::formats::onnx::OnnxFile;
 use crate::formats::onnx::proto::{NodeProto, TensorProto};
-use crate::graph::scopes::scopes;
+use crate::graph::scopes::{TOP, scopes};
 use crate::model::{Model, ModelTensor, Role};
 use crate::tensor::TensorInfo;
+use bytes::Bytes;
 use std::collections::HashMap;
 
 /// The graph, its weights, and which tensor of the [`Model`] each constant is.
@@ -21,6 +22,16 @@ impl OnnxModel {
     pub(crate) fn node(&self, layer: &Layer) -> &NodeProto {
         let scopes = scopes(&self.file.proto);
         &scopes[layer.scope].graph.node[layer.node]
+    }
+
+    /// Stores other bytes of a constant of the top graph.
+    pub(crate) fn replace(&mut self, tensor: usize, bytes: &Bytes) {
+        let name = self.tensors.iter().find(|(key, place)| **place == tensor && key.0 == TOP).map(|(key, _)| &key.1);
+        let constants = self.file.proto.graph.iter_mut().flat_map(|graph| &mut graph.initializer);
+        for constant in constants.filter(|constant| Some(&constant.name) == name) {
+            let TensorProto { name, data_type, dims, .. } = std::mem::take(constant);
+            *constant = TensorProto::raw(name, data_type.unwrap_or_default(), &dims, bytes.clone());
+        }
     }
 
     /// The tensor of the [`Model`] that a constant is.
@@ -70,5 +81,5 @@ fn model_tensor(constant: &TensorProto, name: &str, position: usize, role: Role)
     let Some(dtype) = constant.dtype() else { return Ok(None) };
     let data = constant.contents()?;
     let info = TensorInfo { name: name.to_owned(), dtype, shape: constant.shape()?, position, bytes: 0..data.len() };
-    Ok(Some(ModelTensor { file: 0, info, data, role, former_name: None }))
+    Ok(Some(ModelTensor { file: 0, info, data, role, former_name: None, rescale: None }))
 }

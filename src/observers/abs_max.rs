@@ -14,6 +14,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     from_summary: |_, summary, _| Some(around_zero(summary.largest())),
     joint: None,
     extent_only: true,
+    looks_at_inputs: false,
 };
 
 struct AbsMax {

@@ -28,6 +28,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     from_summary: |bins, summary, _| Some(of_summary(bins as usize, summary)),
     joint: None,
     extent_only: false,
+    looks_at_inputs: false,
 };
 
 /// Levels that a range is thought to be quantized to, whatever the code type.

@@ -22,6 +22,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     from_summary: |_, summary, _| Some(of_summary(summary)),
     joint: None,
     extent_only: false,
+    looks_at_inputs: false,
 };
 
 const BINS: usize = 2048;

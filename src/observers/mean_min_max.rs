@@ -15,6 +15,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     from_summary: |_, summary, _| Some(summary.mean_extent),
     joint: None,
     extent_only: true,
+    looks_at_inputs: false,
 };
 
 #[derive(Default)]

@@ -24,6 +24,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     from_summary: |_, summary, target| Some(of_summary(summary, &target.rule)),
     joint: Some(|groups, _, target| search(&groups.iter().map(Group::of).collect::<Vec<_>>(), &target.rule)),
     extent_only: false,
+    looks_at_inputs: false,
 };
 
 const STEPS: usize = 20;

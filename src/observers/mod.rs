@@ -6,9 +6,11 @@
 //! run, and the range is chosen from what it kept of them, a [`Summary`].
 //!
 //! A new observer is a file with an implementation of [`Observer`], its `mod` line and its entry in [`OBSERVERS`];
-//! the command line, recipes, help and the conformance tests read the table.
+//! the command line, recipes, help and the conformance tests read the table. Those of users are in [`custom`].
 
 mod abs_max;
+mod choice;
+pub mod custom;
 mod entropy;
 mod histogram;
 mod mean_min_max;
@@ -17,14 +19,16 @@ mod min_max;
 mod moving_average;
 mod mse;
 mod numpy_histogram;
+mod output_mse;
 mod percentile;
 pub mod summary;
 
 use crate::error::{Error, Result};
-use crate::method::{Method, look_up};
+use crate::method::Method;
 use crate::quant::params::{ParamRule, Range};
 use summary::Summary;
 
+pub use choice::ObserverChoice;
 pub(crate) use moving_average::smooth;
 
 /// Values that can be read more than once, in pieces: they may be larger than memory.
@@ -100,6 +104,29 @@ pub struct Parameter {
     pub max: f64,
 }
 
+impl Parameter {
+    /// The number of `method`, or the default of what it takes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] if it takes none, or if the number is out of its range.
+    pub(crate) fn check(parameter: Option<&Parameter>, kind: &str, method: &Method) -> Result<f64> {
+        let name = &method.name;
+        match (parameter, method.value) {
+            (None, Some(value)) => Err(Error::Usage(format!("{kind} {name}: expected no number, found {value}"))),
+            (None, None) => Ok(0.0),
+            (Some(parameter), value) => {
+                let value = value.unwrap_or(parameter.default);
+                if !(parameter.min..=parameter.max).contains(&value) {
+                    let Parameter { name: number, min, max, .. } = parameter;
+                    return Err(Error::Usage(format!("{kind} {name}: expected {number} from {min} to {max}, found {value}")));
+                }
+                Ok(value)
+            }
+        }
+    }
+}
+
 /// Ranges of all groups of a tensor at once, for methods whose choice for one group depends on the others.
 pub type JointSearch = fn(groups: &[Batch<'_>], value: f64, target: &Target) -> Vec<Range>;
 
@@ -120,6 +147,8 @@ pub struct ObserverEntry {
     pub joint: Option<JointSearch>,
     /// Whether a batch's extent is all it looks at.
     pub extent_only: bool,
+    /// Whether it looks at what a layer's inputs were, where that is known.
+    pub looks_at_inputs: bool,
 }
 
 /// Every observer.
@@ -128,92 +157,10 @@ pub const OBSERVERS: &[ObserverEntry] = &[
     moving_average::ENTRY,
     percentile::ENTRY,
     mse::ENTRY,
+    output_mse::ENTRY,
     entropy::ENTRY,
     histogram::ENTRY,
     memoryless_mse::ENTRY,
     abs_max::ENTRY,
     mean_min_max::ENTRY,
 ];
-
-/// An observer chosen by name, its number checked: builds one [`Observer`] for each group.
-#[derive(Clone)]
-pub struct ObserverChoice {
-    entry: &'static ObserverEntry,
-    value: f64,
-}
-
-impl ObserverChoice {
-    /// Looks `method` up in [`OBSERVERS`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Usage`] if there is no such observer, if it takes no number, or if the number is out of its range.
-    pub fn new(method: &Method) -> Result<Self> {
-        let entry = look_up("observer", OBSERVERS, |entry| entry.name, &method.name)?;
-        let value = match (entry.parameter, method.value) {
-            (None, Some(value)) => return Err(Error::Usage(format!("observer {}: expected no number, found {value}", entry.name))),
-            (None, None) => 0.0,
-            (Some(parameter), value) => {
-                let value = value.unwrap_or(parameter.default);
-                if !(parameter.min..=parameter.max).contains(&value) {
-                    let Parameter { name, min, max, .. } = parameter;
-                    return Err(Error::Usage(format!("observer {}: expected {name} from {min} to {max}, found {value}", entry.name)));
-                }
-                value
-            }
-        };
-        Ok(ObserverChoice { entry, value })
-    }
-
-    /// The method with its number spelled out, as it goes into the sidecar.
-    pub fn method(&self) -> Method {
-        Method { name: self.entry.name.to_owned(), value: self.entry.parameter.map(|_| self.value) }
-    }
-
-    /// A new observer.
-    pub fn build(&self, target: &Target) -> Box<dyn Observer> {
-        (self.entry.build)(self.value, target)
-    }
-
-    /// Whether a batch's extent is all that matters; its values may then be left out.
-    pub fn is_extent_only(&self) -> bool {
-        self.entry.extent_only
-    }
-
-    /// The choice for all groups of a tensor at once, for methods whose groups depend on each other.
-    pub fn joint(&self, target: &Target) -> Option<impl Fn(&[Batch<'_>]) -> Vec<Range> + use<>> {
-        let (value, target) = (self.value, *target);
-        self.entry.joint.map(|search| move |groups: &[Batch<'_>]| search(groups, value, &target))
-    }
-
-    /// The range for all batches that `summary` is of; [`Range::EMPTY`] if there was none.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Usage`] if the summary lacks what this observer needs: `moving-average` must have been asked for, with the
-    /// same number, before the first batch.
-    pub fn range_of(&self, summary: &Summary, target: &Target) -> Result<Range> {
-        if summary.bins.is_empty() {
-            return Ok(Range::EMPTY);
-        }
-        (self.entry.from_summary)(self.value, summary, target).ok_or_else(|| {
-            let method = self.method();
-            let found = summary.smoothed.map_or("none".to_owned(), |smoothed| format!("those of {}:{}", method.name, smoothed.weight));
-            Error::Usage(format!("observer {method}: expected statistics with its running values, found {found}"))
-                .with_hint(format!("calibrate again with the observer {method}: its result depends on the order of samples"))
-        })
-    }
-
-    /// The weight that `moving-average` gives to a new batch, for statistics to keep its running values; `None` for other
-    /// observers.
-    pub fn averaging_weight(&self) -> Option<f32> {
-        (self.entry.name == moving_average::ENTRY.name).then_some(self.value as f32)
-    }
-
-    /// The range of one batch on its own.
-    pub fn observe_once(&self, batch: Batch<'_>, target: &Target) -> Range {
-        let mut observer = self.build(target);
-        observer.observe(batch);
-        observer.range()
-    }
-}

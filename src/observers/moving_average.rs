@@ -18,6 +18,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     from_summary: |value, summary, _| summary.smoothed.filter(|smoothed| smoothed.weight == value as f32).map(|smoothed| smoothed.range),
     joint: None,
     extent_only: true,
+    looks_at_inputs: false,
 };
 
 struct MovingAverage {

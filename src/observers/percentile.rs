@@ -23,6 +23,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     from_summary: |percent, summary, target| Some(of_summary(percent, summary, target)),
     joint: None,
     extent_only: false,
+    looks_at_inputs: false,
 };
 
 const BINS: usize = 2048;

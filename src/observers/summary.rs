@@ -4,6 +4,8 @@
 //! that want bins of equal width, as those that follow PyTorch or ONNX Runtime, have the narrow ones spread over them
 //! ([`Summary::even_counts`]), always in the same way.
 
+use super::Values;
+use super::custom::ValueStream;
 use crate::quant::params::Range;
 
 /// Values that lie close together.
@@ -103,6 +105,61 @@ impl Summary {
             overlap
         });
         all
+    }
+}
+
+/// The values of a summary, each the mean of its bin, in ascending order.
+pub(crate) struct Repeated<'a> {
+    bins: &'a [Bin],
+    /// The bin that is next, and how many of its values were handed out.
+    bin: usize,
+    taken: u64,
+}
+
+/// Values that [`Repeated`] hands out at a time.
+const PIECE: u64 = 1 << 14;
+
+impl<'a> Repeated<'a> {
+    pub(crate) fn new(summary: &'a Summary) -> Self {
+        Repeated { bins: &summary.bins, bin: 0, taken: 0 }
+    }
+}
+
+impl ValueStream for Repeated<'_> {
+    fn rewind(&mut self) {
+        (self.bin, self.taken) = (0, 0);
+    }
+
+    fn next(&mut self, values: &mut Vec<f32>) {
+        let mut room = PIECE;
+        while let Some(bin) = self.bins.get(self.bin).filter(|_| room > 0) {
+            let count = room.min(bin.count - self.taken);
+            values.extend(std::iter::repeat_n(bin.mean, count as usize));
+            room -= count;
+            self.taken += count;
+            if self.taken == bin.count {
+                (self.bin, self.taken) = (self.bin + 1, 0);
+            }
+        }
+    }
+}
+
+/// As many values as there were, each the mean of its bin, in ascending order.
+impl Values for Summary {
+    fn len(&self) -> usize {
+        self.bins.iter().map(|bin| bin.count as usize).sum()
+    }
+
+    fn for_each_piece(&self, each: &mut dyn FnMut(&[f32])) {
+        let (mut all, mut piece) = (Repeated::new(self), Vec::new());
+        loop {
+            piece.clear();
+            all.next(&mut piece);
+            if piece.is_empty() {
+                break;
+            }
+            each(&piece);
+        }
     }
 }
 

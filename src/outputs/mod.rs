@@ -107,6 +107,9 @@ pub trait Output: Sync {
         model.default_convention()
     }
 
+    /// Changes defaults that the form has no use for.
+    fn adapt(&self, _recipe: &mut Recipe) {}
+
     /// What is appended to a tensor's name for the tensors of its scales and zero points.
     fn parameter_suffixes(&self) -> [&'static str; 2] {
         [sidecar::SCALE, sidecar::ZERO_POINT]

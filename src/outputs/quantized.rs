@@ -38,15 +38,29 @@ pub(crate) struct QuantizedTensor {
 }
 
 impl QuantizedModel {
-    /// Opens an output given as its sidecar, its file of weights or its directory.
+    /// Whether it can be told of a path without a sidecar that it holds a quantized model: a directory whose `config.json` says that
+    /// it is in the form of compressed-tensors, whoever wrote it.
+    pub(crate) fn is_of_others(path: &Path) -> bool {
+        path.is_dir() && document::find(path).is_err() && read::is_form_of_others(path)
+    }
+
+    /// Opens an output given as its sidecar, its file of weights or its directory; or a directory that others wrote in the form of
+    /// compressed-tensors.
     ///
     /// # Errors
     ///
     /// [`Error::Io`] if a file is missing, [`Error::Malformed`] or [`Error::Tensor`] if sidecar and tensors do not fit.
     pub fn open(output: &Path, options: &ReadOptions) -> Result<Self> {
-        let sidecar = document::find(output)?;
-        let document = Document::read(&sidecar)?;
-        let model = formats::open(&weights_of(output, &sidecar, &document)?, options)?;
+        let (sidecar, model, document) = if Self::is_of_others(output) {
+            let model = formats::open(output, options)?;
+            let document = read::describe(&model)?;
+            (output.to_owned(), model, document)
+        } else {
+            let sidecar = document::find(output)?;
+            let document = Document::read(&sidecar)?;
+            let model = formats::open(&weights_of(output, &sidecar, &document)?, options)?;
+            (sidecar, model, document)
+        };
         let (model, document) = if read::is_form_of(&document) { read::as_plain(model, document)? } else { (model, document) };
         let (mut tensors, mut auxiliary) = (BTreeMap::new(), BTreeSet::new());
         let index = model.index();

@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -240,6 +241,24 @@ pub(crate) fn publish_files(files: Vec<StagedFile>, replace: bool, durability: D
         staged.publish(replace)?;
     }
     dirs.iter().try_for_each(|dir| sync_dir(dir, durability))
+}
+
+/// Writes one file that appears whole, or not at all.
+pub(crate) fn write_file(path: &Path, content: &[u8], replace: bool, durability: Durability) -> Result<()> {
+    let staged = StagedFile::create(path, content.len() as u64)?;
+    staged.file().write_all_at(content, 0).map_err(|e| Error::io(path, "write", e))?;
+    let files = vec![staged];
+    sync_files(&files, durability)?;
+    publish_files(files, replace, durability)
+}
+
+/// Whether one file can be written later: to know before the work rather than after it.
+pub(crate) fn check_free(path: &Path, replace: bool) -> Result<()> {
+    if !replace && path.symlink_metadata().is_ok() {
+        return Err(already_exists(path));
+    }
+    let dir = parent(path);
+    dir.metadata().map_err(|e| Error::io(dir, "open output directory", e)).map(drop)
 }
 
 /// Makes the files of a directory under construction last.

@@ -21,6 +21,13 @@ pub struct Destination {
     pub durability: Durability,
 }
 
+impl Default for Destination {
+    /// Beside the model, replacing nothing, synced to the disk.
+    fn default() -> Self {
+        Destination { output: None, sidecar: None, force: false, in_place: false, durability: Durability::Fsync }
+    }
+}
+
 /// Where outputs will go.
 pub(crate) struct Target {
     pub output: PathBuf,

@@ -1,11 +1,15 @@
 //! Calibration on its own: observe, and keep the statistics for later runs of `quantize`, or for `merge`.
 
+use super::checkpoint;
 use super::onnx::{self, CalibrationRequest};
+use crate::calibration::inputs::recorded::Recorded;
+use crate::calibration::inputs::stats::Detail;
 use crate::calibration::stats::{self, Statistics};
 use crate::error::{Error, Result};
 use crate::formats::{self, ReadOptions};
 use crate::method::Method;
-use crate::outputs::staging::Durability;
+use crate::observers::ObserverChoice;
+use crate::outputs::staging::{Durability, check_free};
 use crate::plan::Plan;
 use crate::recipe::{Activations, Mode, Recipe};
 use crate::stream::Progress;
@@ -14,12 +18,14 @@ use std::path::{Path, PathBuf};
 
 /// Everything that a run of `calibrate` is told.
 pub struct CalibrateRequest {
-    /// The ONNX model.
+    /// The model.
     pub model: PathBuf,
     /// What it runs on.
     pub calibration: CalibrationRequest,
     /// The observer that the statistics are for; all but `moving-average` can be asked of any statistics.
     pub observer: Method,
+    /// Whether of layers' inputs only ranges, means and maxima are kept, which are small.
+    pub ranges_only: bool,
     /// Where statistics go.
     pub output: PathBuf,
     /// Whether an existing file is replaced.
@@ -43,7 +49,8 @@ pub struct CalibrationReport {
     pub output: PathBuf,
 }
 
-/// Runs the samples and writes what was observed of every value that static quantization could quantize.
+/// Runs the samples and writes what was observed of every value that static quantization could quantize; of a checkpoint,
+/// what was recorded of the inputs of layers.
 ///
 /// # Errors
 ///
@@ -53,8 +60,13 @@ pub fn calibrate(request: &CalibrateRequest, progress: &dyn Progress) -> Result<
     check_free(&request.output, request.force)?;
     let model = formats::open(&request.model, &request.read)?;
     if model.onnx().is_none() {
-        let error = Error::malformed(&request.model, "model: expected an ONNX model, found a file of weights");
-        return Err(error.with_hint("weights have no graph that samples could run through"));
+        let recorded = Recorded::open(&request.calibration.samples, &model, checkpoint::selection(&request.calibration), request.threads)?;
+        let detail = if request.ranges_only { Detail::Features } else { Detail::Gram };
+        let weight = ObserverChoice::new(&request.observer)?.averaging_weight();
+        let statistics = recorded.statistics(onnx::identity(&model), detail, weight, request.threads, progress)?;
+        recorded.check_unchanged()?;
+        model.check_unchanged()?;
+        return write(&statistics, &request.output, request.force, request.durability);
     }
     let activations = Activations { observer: request.observer.clone(), ..Activations::default() };
     let recipe = Recipe { mode: Mode::Static, activations, ..Recipe::default() };
@@ -63,7 +75,8 @@ pub fn calibrate(request: &CalibrateRequest, progress: &dyn Progress) -> Result<
     if plan.values.values.is_empty() {
         return Err(Error::malformed(&request.model, "layers: expected some that can run in integers, found none"));
     }
-    let statistics = onnx::statistics(&model, &plan, &request.calibration, &request.observer, request.threads, progress)?;
+    let observer = ObserverChoice::new(&request.observer)?;
+    let statistics = onnx::statistics(&model, &plan, &request.calibration, &observer, request.threads, progress)?;
     model.check_unchanged()?;
     write(&statistics, &request.output, request.force, request.durability)
 }
@@ -83,13 +96,4 @@ fn write(statistics: &Statistics, output: &Path, force: bool, durability: Durabi
     statistics.write(output, force, durability)?;
     let (samples, activations) = (statistics.samples(), statistics.activations.len());
     Ok(CalibrationReport { samples, activations, output: output.to_owned() })
-}
-
-/// Before the work rather than after it.
-fn check_free(output: &Path, force: bool) -> Result<()> {
-    if !force && output.symlink_metadata().is_ok() {
-        return Err(crate::outputs::staging::already_exists(output));
-    }
-    let dir = crate::outputs::staging::parent(output);
-    dir.metadata().map_err(|e| Error::io(dir, "open output directory", e)).map(drop)
 }

@@ -1,23 +1,35 @@
 //! A run on one page: **read** → **observe** → **choose** → **quantize** → **write**.
 
+pub mod analyze;
 pub mod calibrate;
+mod checkpoint;
+mod layer_inputs;
 mod onnx;
+mod transforms;
 
+use crate::algorithms::Context;
+use crate::algorithms::solver::{Layer, Solver};
+use crate::algorithms::transforms::{Calibrated, apply, bias_correction, check};
+use crate::calibration::inputs::LayerInputs;
 use crate::calibration::ranges::{self, Ranges};
 use crate::error::{Error, Result, show_path};
 use crate::formats::{self, ReadOptions};
 use crate::model::{Model, SourceFile};
 use crate::outputs::assemble::Assembly;
-use crate::outputs::document::{self, Document, FileRecord};
+use crate::outputs::document::{self, ActivationRecord, Document, FileRecord};
 use crate::outputs::onnx::rewrite::Chosen;
+use crate::outputs::staging;
 use crate::outputs::target::Target;
 use crate::outputs::{OUTPUTS, Output, OutputLayout, record};
 use crate::plan::{Decision, Plan};
+use crate::qat::{self, Trained};
 use crate::recipe::{Mode, Recipe};
 use crate::report::QuantizeReport;
 use crate::sensitivity::cost;
 use crate::stream::quantize::{LARGEST_PIECE_BYTES, QuantizeJobs};
 use crate::stream::{self, Progress, observe};
+use crate::tensor::Dtype;
+use layer_inputs::Observed;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -58,6 +70,31 @@ pub struct Request {
     pub hash_source: HashSource,
     /// Seed of methods that draw random numbers.
     pub seed: u64,
+    /// Largest share of the decisions of a static ONNX model that may change on the samples, 0 to 1: layers are spared until no more
+    /// do.
+    pub max_drop: Option<f64>,
+    /// Where the recipe that was followed goes, with what was found by measuring: JSON if the name ends so, else TOML.
+    pub emit_recipe: Option<PathBuf>,
+}
+
+impl Request {
+    /// What the program does with `model` without options: the form for its kind beside it, int8 per channel, on all cores.
+    pub fn new(model: impl Into<PathBuf>) -> Self {
+        Request {
+            model: model.into(),
+            destination: Destination::default(),
+            recipe: Recipe::default(),
+            form: None,
+            calibration: CalibrationRequest::default(),
+            read: ReadOptions::default(),
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            max_memory: 512 << 20,
+            hash_source: HashSource::Auto,
+            seed: 0,
+            emit_recipe: None,
+            max_drop: None,
+        }
+    }
 }
 
 /// A run that was decided on but not carried out: the model is read, the plan made, paths and space are checked.
@@ -69,6 +106,11 @@ pub struct Prepared {
     layout: OutputLayout,
     target: Target,
     notes: Vec<String>,
+    /// Of a checkpoint that is calibrated: what is known of its layers' inputs, and the layers it makes a difference for.
+    inputs: Option<LayerInputs>,
+    layers: BTreeMap<usize, Layer>,
+    /// Parameters of activations that came with the model.
+    trained: BTreeMap<String, ActivationRecord>,
 }
 
 impl Prepared {
@@ -83,6 +125,7 @@ impl Prepared {
         refuse_own_output(&model)?;
         let form = request.form.unwrap_or_else(|| default_form(&model));
         request.recipe.settings.convention.get_or_insert_with(|| form.convention(&model));
+        form.adapt(&mut request.recipe);
         match (request.recipe.mode, request.calibration.is_empty()) {
             (Mode::Auto, false) => request.recipe.mode = Mode::Static,
             (Mode::Static, true) => {
@@ -92,17 +135,38 @@ impl Prepared {
             _ => {}
         }
         onnx::check_codes(&request.recipe, form)?;
-        let notes = onnx::already_quantized(&model).into_iter().collect();
-        let model = form.ready(onnx::ready(model, &request.recipe)?, &request.recipe)?;
-        let plan = plan_of(&model, &request.recipe)?;
+        let mut notes: Vec<String> = onnx::already_quantized(&model).into_iter().collect();
+        let (model, trained) = qat::import(onnx::ready(model, &request.recipe)?, &request.recipe)?;
+        notes.extend(trained.notes.iter().cloned());
+        let model = form.ready(model, &request.recipe)?;
+        let mut plan = plan_of(&model, &request.recipe)?;
+        trained.apply(&model, &mut plan)?;
+        check_trained(&trained, &request)?;
+        check_samples(&model, &plan, &request)?;
+        if request.max_drop.is_some() && plan.values.values.is_empty() {
+            return Err(Error::Usage(
+                "--max-drop: expected an ONNX model and samples, for layers that run in integers, found no such layer".into(),
+            ));
+        }
+        let is_calibrated = model.onnx().is_none() && !request.calibration.is_empty();
+        let inputs = is_calibrated.then(|| checkpoint::open_inputs(&model, &request.calibration, request.threads)).transpose()?;
+        let mut layers = BTreeMap::new();
+        if let Some(inputs) = &inputs {
+            let (found, note) = checkpoint::adjust(&model, &mut plan, inputs, !request.recipe.transforms.is_empty());
+            layers = found;
+            notes.extend(note);
+        }
+        if let Some(path) = &request.emit_recipe {
+            staging::check_free(path, request.destination.force)?;
+        }
         let target = Target::choose(&request.destination, &model, request.recipe.settings.weights.name(), true)?;
-        let any = if form.needs_params() { onnx::placeholders(&plan) } else { Chosen::default() };
+        let any = onnx::placeholders(&model, &plan);
         let layout = form.lay_out(&model, &plan, &any, &target.name())?;
         for beside in layout.files.iter().rev().skip(1).filter(|_| !target.is_directory) {
             target.check_beside(&beside.name, &model)?;
         }
         target.check_space(layout.bytes())?;
-        Ok(Prepared { request, form, model, plan, layout, target, notes })
+        Ok(Prepared { request, form, model, plan, layout, target, notes, inputs, layers, trained: trained.activations })
     }
 
     /// Does it: outputs appear complete, or not at all.
@@ -110,18 +174,27 @@ impl Prepared {
     /// # Errors
     ///
     /// [`crate::Error::NonFinite`] if a weight holds NaN or infinities, [`crate::Error::Changed`] if the model changed
-    /// meanwhile, [`crate::Error::Io`] if the outputs cannot be written.
+    /// meanwhile, [`crate::Error::Io`] if the outputs cannot be written, [`crate::Error::Usage`] if an observer is a command that
+    /// may not run.
     pub fn run(mut self, progress: &dyn Progress) -> Result<QuantizeReport> {
+        let recipe = &self.request.recipe;
+        recipe.observers.check_allowed(recipe.observers_in_use())?;
         let mut chosen = Chosen::default();
+        if self.model.onnx().is_some() && !self.request.recipe.transforms.is_empty() {
+            let (model, notes) = transforms::before(self.model, &self.plan, &self.request, threads_of(&self.request), progress)?;
+            self.plan = plan_of(&model, &self.request.recipe)?;
+            self.model = model;
+            self.notes.extend(notes);
+        }
         let (mut activations, mut integer_share, mut findings) = (None, None, None);
         if self.form.needs_params() {
             // **Observes** and **chooses** before, as the layout holds the parameters.
             let threads = self.threads();
             let Prepared { request, model, plan, notes, .. } = &mut self;
             if !plan.values.values.is_empty() {
-                let observer = &request.recipe.activations.observer;
-                let statistics = onnx::statistics(model, plan, &request.calibration, observer, threads, progress)?;
-                let ranges = Ranges::new(model.path(), &statistics, &request.recipe);
+                let observer = request.recipe.observers.choose(&request.recipe.activations.observer)?;
+                let statistics = onnx::statistics(model, plan, &request.calibration, &observer, threads, progress)?;
+                let ranges = Ranges::new(model.path(), &statistics.activations, &request.recipe, Dtype::F32);
                 if let Some((recipe, found)) = onnx::search(model, plan, request, &statistics, &ranges, threads, progress)? {
                     *plan = plan_of(model, &recipe)?;
                     request.recipe = recipe;
@@ -132,29 +205,59 @@ impl Prepared {
                 activations = Some((onnx::records(&choices, &request.recipe), onnx::calibration_record(&statistics)));
                 integer_share = cost::integer_share(plan, &cost::of_layers(model, plan, &statistics));
             }
+            let Prepared { request, model, plan, notes, .. } = &mut self;
+            if let Some(Observed { inputs, layers, note }) =
+                layer_inputs::observe(model, plan, &request.calibration, request.max_memory, threads, progress)?
+            {
+                notes.extend(note);
+                (self.inputs, self.layers) = (Some(inputs), layers);
+            }
             let Prepared { model, plan, .. } = &self;
-            chosen.weights = observe::all_params(model, plan, self.threads())?;
+            chosen.weights = observe::all_params(model, plan, threads)?;
+            if let Some(solver) = self.solver() {
+                for tensor in solver.tensors().filter(|tensor| plan.scheme(*tensor).is_some_and(|scheme| scheme.observer.looks_at_inputs()))
+                {
+                    chosen.weights.insert(tensor, solver.params(tensor)?);
+                }
+            }
             onnx::leave_room_for_biases(model, plan, &chosen.activations, &mut chosen.weights);
-            self.layout = self.form.lay_out(model, plan, &chosen, &self.target.name())?;
+            self.correct_biases(&mut chosen, progress)?;
+            self.layout = self.form.lay_out(&self.model, &self.plan, &chosen, &self.target.name())?;
         }
+        if let (Some(inputs), false, None) = (&mut self.inputs, self.request.recipe.transforms.is_empty(), self.model.onnx()) {
+            let context = Context { seed: self.request.seed, threads: self.request.threads };
+            let calibrated = Calibrated { model: &mut self.model, plan: &self.plan, inputs, layers: &self.layers, context };
+            self.notes.extend(apply(&self.request.recipe.transforms, calibrated)?);
+        }
+        if let Some(inputs) = self.inputs.as_ref().filter(|_| self.model.onnx().is_none()) {
+            let Prepared { request, model, plan, target, .. } = &self;
+            let choices = checkpoint::choose_activations(model, plan, &request.recipe, inputs, self.threads())?;
+            chosen.activations = ranges::params_of(&choices);
+            activations = Some((onnx::records(&choices, &request.recipe), checkpoint::calibration_record(inputs)));
+            self.layout = self.form.lay_out(model, plan, &chosen, &target.name())?;
+        }
+        chosen.weights.extend(self.plan.trained());
         progress.begin(self.model.bytes());
-        let Prepared { request, form, model, plan, layout, target, .. } = &self;
+        let Prepared { request, form, model, plan, layout, target, trained, .. } = &self;
+        let solver = self.solver();
         let outcomes = RefCell::new(BTreeMap::new());
+        let unchanged = || self.inputs.as_ref().map_or(Ok(()), LayerInputs::check_unchanged);
         std::thread::scope(|scope| {
             let hashing = std::thread::Builder::new().spawn_scoped(scope, || self.hash_sources());
             Assembly { target, model, layout }.write(
                 // **Observes**, **chooses** and **quantizes**, and **writes** the codes: see `stream::quantize`.
                 &mut |file, path, layout| {
-                    let jobs = QuantizeJobs::new(model, plan, layout, &chosen.weights);
+                    let jobs = QuantizeJobs::new(model, plan, layout, &chosen.weights, solver.as_ref());
                     let hash = stream::run(&jobs, file, path, &layout.header, self.threads(), progress)?;
                     outcomes.borrow_mut().extend(jobs.into_outcomes());
-                    Ok(hash)
+                    unchanged().map(|()| hash)
                 },
                 |outputs| {
                     // Without a thread to spare it is done here.
                     let sources = hashing.map_or_else(|_| self.hash_sources(), |hashing| hashing.join().expect("hashing does not panic"));
                     let (activations, calibration) = activations.unzip();
-                    let activations = activations.unwrap_or_default();
+                    let mut activations = activations.unwrap_or_default();
+                    activations.extend(trained.clone());
                     let run = record::Run {
                         form: *form,
                         recipe: &request.recipe,
@@ -168,8 +271,34 @@ impl Prepared {
                 },
             )
         })?;
-        let report = QuantizeReport::new(model, plan, &outcomes.borrow(), target, layout.bytes());
-        Ok(QuantizeReport { integer_share, findings, notes: self.notes.clone(), ..report })
+        let gains = solver.map(Solver::into_gains).unwrap_or_default();
+        if let Some(path) = &request.emit_recipe {
+            let Destination { force, durability, .. } = request.destination;
+            staging::write_file(path, request.recipe.to_text(path)?.as_bytes(), force, durability)?;
+        }
+        let report = QuantizeReport::new(model, plan, &outcomes.borrow(), target, layout.bytes()).with_gains(model, &gains);
+        let notes = self.notes.iter().chain(&report.notes).cloned().collect();
+        Ok(QuantizeReport { integer_share, findings, notes, ..report })
+    }
+
+    /// Puts the mean errors of outputs of an ONNX model's layers into their biases, if that was asked for.
+    fn correct_biases(&mut self, chosen: &mut Chosen, progress: &dyn Progress) -> Result<()> {
+        if self.model.onnx().is_none() || !transforms::corrects_biases(&self.request.recipe) {
+            return Ok(());
+        }
+        let wanted = transforms::in_layers(&self.model, &self.plan);
+        let means = layer_inputs::means(&self.model, &wanted, &self.request.calibration, self.threads(), progress)?;
+        let corrected = transforms::correct_biases(&self.model, &self.plan, &chosen.weights, self.solver().as_ref(), &means)?;
+        corrected.iter().for_each(|(bias, values)| self.model.replace(*bias, values));
+        self.notes.push(format!("{}: {}", bias_correction::NAME, bias_correction::summary(corrected.len(), wanted.len())));
+        onnx::leave_room_for_biases(&self.model, &self.plan, &chosen.activations, &mut chosen.weights);
+        Ok(())
+    }
+
+    /// Chooses codes by what layers take, where that is known.
+    fn solver(&self) -> Option<Solver<'_>> {
+        let context = Context { seed: self.request.seed, threads: self.threads() };
+        self.inputs.as_ref().map(|inputs| Solver::new(&self.model, &self.plan, inputs, self.layers.clone(), context))
     }
 
     /// What would be done.
@@ -185,8 +314,7 @@ impl Prepared {
 
     /// How many threads the memory budget allows.
     fn threads(&self) -> usize {
-        let affordable = self.request.max_memory / LARGEST_PIECE_BYTES;
-        self.request.threads.clamp(1, affordable.max(1) as usize)
+        threads_of(&self.request)
     }
 
     fn hash_sources(&self) -> Vec<FileRecord> {
@@ -197,6 +325,39 @@ impl Prepared {
         };
         self.model.files().iter().map(|file| record::source(file, content)).collect()
     }
+}
+
+/// Methods that look at layers' inputs need some.
+fn check_samples(model: &Model, plan: &Plan, request: &Request) -> Result<()> {
+    check(&request.recipe.transforms, model.onnx().is_some())?;
+    let transform = request.recipe.transforms.first().map(|method| format!("--transform {method}"));
+    let mut schemes = plan.quantized().filter_map(|tensor| plan.scheme(tensor));
+    let rounding = schemes.find(|scheme| !scheme.rounding.is_nearest()).map(|scheme| format!("--rounding {}", scheme.rounding.method()));
+    match transform.or(rounding) {
+        Some(method) if request.calibration.is_empty() => {
+            let error = Error::Usage(format!("{method}: expected samples or statistics, found neither"));
+            Err(error.with_hint("--samples PATH gives inputs of the model, or recorded inputs of the layers of a checkpoint"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What was trained is for the model as it was trained.
+fn check_trained(trained: &Trained, request: &Request) -> Result<()> {
+    let found = match (request.recipe.transforms.first(), request.recipe.mode) {
+        _ if trained.is_empty() => return Ok(()),
+        (Some(method), _) => format!("--transform {method}: expected a model whose ranges are observed"),
+        (None, Mode::Static) => "--mode static: expected ranges of activations from samples only".to_owned(),
+        _ => return Ok(()),
+    };
+    let error = Error::Usage(format!("{found}, found one from quantization-aware training"));
+    Err(error.with_hint("--ignore-qat observes anew; --mode weight-only takes samples for --rounding"))
+}
+
+/// How many threads the memory budget allows.
+fn threads_of(request: &Request) -> usize {
+    let affordable = request.max_memory / LARGEST_PIECE_BYTES;
+    request.threads.clamp(1, affordable.max(1) as usize)
 }
 
 /// Decides for every tensor of `model` by `recipe`.

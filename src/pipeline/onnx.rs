@@ -17,7 +17,6 @@ use crate::graph::prepare::{PrepareOptions, prepare};
 use crate::graph::scopes::scopes;
 use crate::graph::version::raise_opset;
 use crate::graph::weights::Layer;
-use crate::method::Method;
 use crate::model::Model;
 use crate::observers::ObserverChoice;
 use crate::outputs::Output;
@@ -61,6 +60,8 @@ pub struct CalibrationRequest {
     pub limits: SampleLimits,
     /// What runs the model.
     pub engine: EngineChoice,
+    /// Whether recorded inputs that belong to no layer of a checkpoint are left out.
+    pub ignore_unused: bool,
 }
 
 impl CalibrationRequest {
@@ -145,7 +146,7 @@ pub(super) fn statistics(
     model: &Model,
     plan: &Plan,
     calibration: &CalibrationRequest,
-    observer: &Method,
+    observer: &ObserverChoice,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Statistics> {
@@ -160,7 +161,6 @@ pub(super) fn statistics(
     // Also those that have the range of another: it may stay in float, and then they need their own.
     let observed = plan.values.values.iter().filter(|(_, source)| **source != RangeSource::Unit).map(|(name, _)| name.clone());
     let counted = cost::counted(onnx, plan).map(|(_, _, value)| value.to_owned());
-    let observer = ObserverChoice::new(observer)?;
     let watch = Watch {
         path: model.path(),
         model: identity,
@@ -215,7 +215,7 @@ pub(super) fn search(
 ) -> Result<Option<(Recipe, Result<Findings, String>)>> {
     let (recipe, calibration) = (&request.recipe, &request.calibration);
     let min_sqnr_db = recipe.min_sqnr.unwrap_or(DEFAULT_MIN_SQNR_DB);
-    let (Some(onnx), true) = (model.onnx(), min_sqnr_db > 0.0) else { return Ok(None) };
+    let (Some(onnx), true) = (model.onnx(), min_sqnr_db > 0.0 || request.max_drop.is_some()) else { return Ok(None) };
     if calibration.samples.is_empty() {
         let reason = "without samples layers were not measured, and all of them run in integers: --samples beside --stats measures them";
         return Ok(Some((recipe.clone(), Err(reason.to_owned()))));
@@ -239,6 +239,7 @@ pub(super) fn search(
             weights: &weights,
             statistics,
             min_sqnr_db,
+            max_drop: request.max_drop,
             ranges,
             plan_of: &|recipe| super::plan_of(model, recipe),
         },
@@ -268,10 +269,15 @@ pub(super) fn leave_room_for_biases(model: &Model, plan: &Plan, activations: &BT
 }
 
 /// Any parameters of the right number, for a layout before any value is read.
-pub(super) fn placeholders(plan: &Plan) -> Chosen {
+pub(super) fn placeholders(model: &Model, plan: &Plan) -> Chosen {
     let any = Params { scale: 1.0, zero_point: 0 };
     let weights = plan.quantized().filter_map(|tensor| plan.scheme(tensor).map(|scheme| (tensor, vec![any; scheme.layout.groups()])));
-    Chosen { weights: weights.collect(), activations: plan.values.values.keys().map(|name| (name.clone(), any)).collect() }
+    let layers = plan.quantized().filter_map(|tensor| super::checkpoint::layer_of(&model.tensors()[tensor].info.name));
+    let values = plan.values.values.keys().map(String::as_str);
+    match model.onnx() {
+        None => Chosen { activations: layers.map(|name| (name.to_owned(), any)).collect(), ..Chosen::default() },
+        Some(_) => Chosen { weights: weights.collect(), activations: values.map(|name| (name.to_owned(), any)).collect() },
+    }
 }
 
 /// Whether weights and activations can have the codes that were asked for, in this form.

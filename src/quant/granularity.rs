@@ -128,6 +128,11 @@ impl GroupLayout {
         Some((self.run_at(element).0, columns - element % columns))
     }
 
+    /// The group of an element.
+    pub(crate) fn group_of(&self, element: usize) -> usize {
+        self.run_at(element).0
+    }
+
     /// The group of an element and where its run ends.
     fn run_at(&self, element: usize) -> (usize, usize) {
         match *self {

@@ -2,6 +2,7 @@
 
 pub mod terminal;
 
+use crate::algorithms::solve::Gain;
 use crate::model::Model;
 use crate::outputs::target::Target;
 use crate::plan::{Decision, Plan};
@@ -72,6 +73,11 @@ pub enum TensorOutcome {
         mode: Option<&'static str>,
         /// How ranges are chosen.
         observer: String,
+        /// How codes are chosen.
+        rounding: String,
+        /// By how much less the layer's outputs change on the samples than with the nearest codes, in dB of their squared error.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        output_gain_db: Option<f64>,
         /// What was lost; absent before the run.
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<Metrics>,
@@ -95,7 +101,9 @@ impl QuantizeReport {
                     dtype: scheme.codes,
                     granularity: scheme.granularity.to_string(),
                     mode: plan.mode_of(model, tensor),
-                    observer: scheme.observer.method().to_string(),
+                    observer: scheme.observer_method().to_string(),
+                    rounding: scheme.rounding.method().to_string(),
+                    output_gain_db: None,
                     error: outcomes.get(&tensor).map(|outcome| outcome.sums.metrics()),
                 },
             };
@@ -113,5 +121,23 @@ impl QuantizeReport {
             tensors: plan.decisions.iter().enumerate().map(report).collect(),
             total: (!outcomes.is_empty()).then(|| total.metrics()),
         }
+    }
+
+    /// The same with what algorithms gained for tensors.
+    pub(crate) fn with_gains(mut self, model: &Model, gains: &BTreeMap<usize, Gain>) -> Self {
+        for (tensor, gain) in gains.iter().filter(|(_, gain)| gain.rows > 0) {
+            if let TensorOutcome::Quantize { output_gain_db, .. } = &mut self.tensors[*tensor].outcome {
+                let db = 10.0 * (gain.nearest / gain.chosen).log10();
+                *output_gain_db = Some(db).filter(|db| db.is_finite());
+            }
+            if gain.nearest_rows > 0 {
+                let name = crate::error::show_name(&model.tensors()[*tensor].info.name);
+                self.notes.push(format!(
+                    "{name}: {} of {} rows keep the nearest codes, which are better on the samples",
+                    gain.nearest_rows, gain.rows
+                ));
+            }
+        }
+        self
     }
 }

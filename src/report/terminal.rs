@@ -6,7 +6,7 @@ use crate::error::{escape, show_name, show_path};
 use crate::inspect::{Inspection, QUANTIZE, ValueSummary};
 use crate::pipeline::calibrate::CalibrationReport;
 use crate::quant::metrics::Metrics;
-use crate::sensitivity::Findings;
+use crate::sensitivity::{Decisions, Findings, LayerSensitivity, Ranking};
 use crate::verify::Verification;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
@@ -146,7 +146,7 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
 
 /// What was measured, and what followed from it.
 fn findings(found: &Findings) -> String {
-    let Findings { samples, min_sqnr_db, all_quantized_db, sqnr_db, spared, dynamic, observer, observers } = found;
+    let Findings { samples, min_sqnr_db, all_quantized_db, sqnr_db, spared, dynamic, observer, observers, decisions } = found;
     let mut text = format!("SQNR of the worst output on {samples} samples: {sqnr_db:.1} dB\n");
     let changes = [(spared.len(), "layers in float"), (dynamic.len(), "dynamic"), (observers.len(), "values by other observers")];
     let for_all = observer.iter().map(|observer| format!("observer {observer}"));
@@ -158,6 +158,14 @@ fn findings(found: &Findings) -> String {
     }
     if sqnr_db < min_sqnr_db {
         let _ = writeln!(text, "note: {min_sqnr_db:.0} dB would take more than a tenth of the multiply-adds or weights in float");
+    }
+    if let Some(Decisions { changed, max_changed }) = decisions {
+        let (changed, max_changed) = (100.0 * changed, 100.0 * max_changed);
+        let _ = writeln!(text, "decisions that changed: {changed:.2} %");
+        if changed > max_changed {
+            let _ =
+                writeln!(text, "note: no more than {max_changed} % would take more than a tenth of the multiply-adds or weights in float");
+        }
     }
     text
 }
@@ -267,6 +275,25 @@ pub fn output_comparison(found: &OutputComparison, failing: &[&OutputDifference]
         let _ = write!(text, "\n{}", table(&rows, &[2, 3]));
     }
     text
+}
+
+/// What `analyze` prints.
+pub fn ranking(found: &Ranking) -> String {
+    let db = |db: f64| if db.is_finite() { format!("{db:.1} dB") } else { "exact".into() };
+    let mut rows = vec![["weight", "operator", "multiply-adds", "SQNR", "of the weight", "of activations"].map(String::from).to_vec()];
+    let row = |layer: &LayerSensitivity| {
+        let LayerSensitivity { tensor, op, multiply_adds, sqnr_db, weight_sqnr_db, activation_sqnr_db } = layer;
+        let activations = activation_sqnr_db.map_or(String::new(), db);
+        let share = format!("{:.2} %", 100.0 * multiply_adds);
+        vec![show_name(tensor).to_string(), op.clone(), share, db(*sqnr_db), db(*weight_sqnr_db), activations]
+    };
+    rows.extend(found.layers.iter().map(row));
+    let samples = if found.samples == 1 { "1 sample".to_owned() } else { format!("{} samples", found.samples) };
+    format!(
+        "SQNR of the worst output on {samples}: {} with everything quantized; with one layer alone:\n\n{}",
+        db(found.all_quantized_db),
+        table(&rows, &[2, 3, 4, 5])
+    )
 }
 
 /// What `verify` prints.

@@ -8,7 +8,7 @@
 //! depend on each other, so their noise adds up, nearly.
 
 use super::simulate::{Trial, rounded_weight, simulate};
-use crate::calibration::array::Array;
+use crate::calibration::array::{Array, decisions};
 use crate::calibration::engine::{self, EngineChoice};
 use crate::calibration::samples::Samples;
 use crate::error::{Error, Result};
@@ -96,6 +96,38 @@ impl<'a> Bench<'a> {
         self.samples.len()
     }
 
+    /// Share of the decisions that a simulated model makes in another way, of the output with most of them: rows whose largest
+    /// value is another. `None` if no output has classes.
+    ///
+    /// # Errors
+    ///
+    /// As [`engine::Engine::run`].
+    pub(super) fn changed_decisions(&self, plan: &Plan, trial: &Trial) -> Result<Option<f64>> {
+        let engine = load(self.engine, self.model, self.simulated(plan, trial)?)?;
+        let counted = stream::map(self.samples.len(), self.threads, |s| -> Result<Vec<Option<[u64; 2]>>> {
+            let found = engine.run(&self.samples[s].inputs, &self.outputs)?;
+            Ok(self.samples[s].expected.iter().zip(&found).map(|(expected, found)| decisions(expected, found)).collect())
+        });
+        let mut totals = vec![Some([0, 0]); self.outputs.len()];
+        for counted in counted {
+            for (total, counted) in totals.iter_mut().zip(counted?) {
+                *total = total.zip(counted).map(|(total, counted)| [total[0] + counted[0], total[1] + counted[1]]);
+            }
+        }
+        let shares = totals.into_iter().flatten().filter(|[rows, _]| *rows > 0).map(|[rows, same]| (rows - same) as f64 / rows as f64);
+        Ok(shares.reduce(f64::max))
+    }
+
+    /// The model of a trial, in operators that the engine knows.
+    fn simulated(&self, plan: &Plan, trial: &Trial) -> Result<ModelProto> {
+        let mut proto = simulate(self.onnx, plan, trial, &self.rounded);
+        if plan.activation_codes.bits() > 8 {
+            // The embedded engine has no such codes.
+            lower::to_float(&mut proto).map_err(|e| Error::malformed(self.model.path(), e))?;
+        }
+        Ok(proto)
+    }
+
     /// Noise of all `trials`, in order, each on the first `count` samples.
     ///
     /// # Errors
@@ -105,12 +137,7 @@ impl<'a> Bench<'a> {
         // With few trials, threads share the samples of each.
         let inner = if trials.len() < self.threads { self.threads } else { 1 };
         let measured = stream::map(trials.len(), self.threads / inner, |i| {
-            let mut proto = simulate(self.onnx, plan, &trials[i], &self.rounded);
-            if plan.activation_codes.bits() > 8 {
-                // The embedded engine has no such codes.
-                lower::to_float(&mut proto).map_err(|e| Error::malformed(self.model.path(), e))?;
-            }
-            let engine = load(self.engine, self.model, proto)?;
+            let engine = load(self.engine, self.model, self.simulated(plan, &trials[i])?)?;
             let sums = stream::map(count.min(self.samples.len()), inner, |s| -> Result<Vec<[f64; 2]>> {
                 let found = engine.run(&self.samples[s].inputs, &self.outputs)?;
                 Ok(self.samples[s].expected.iter().zip(&found).map(|(expected, found)| error_and_signal(expected, found)).collect())

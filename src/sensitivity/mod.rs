@@ -2,10 +2,12 @@
 
 pub(crate) mod cost;
 mod measure;
+mod rank;
 mod search;
 mod simulate;
 mod units;
 
 pub(crate) use measure::Setup;
-pub use search::{DEFAULT_MIN_SQNR_DB, Findings};
+pub use rank::{LayerSensitivity, Ranking};
+pub use search::{DEFAULT_MIN_SQNR_DB, Decisions, Findings};
 pub(crate) use search::{Search, search};

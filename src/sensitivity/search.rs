@@ -17,7 +17,7 @@ use super::simulate::Trial;
 use super::units::{State, TOO_LITTLE, Unit, add, descending, predicted, refined_count, spare, worst};
 use crate::calibration::ranges::{self, Ranges};
 use crate::calibration::stats::Statistics;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::activations::RangeSource;
 use crate::method::Method;
 use crate::outputs::onnx::rewrite::ParamsOf;
@@ -38,8 +38,12 @@ const WORK: f64 = 1e10;
 /// Samples that are used, at least and at most.
 const SAMPLES: (usize, usize) = (1, 8);
 
+/// How much more is asked for at a time while too many decisions change, in dB, and how often.
+const RAISE_DB: f64 = 3.0;
+const RAISES: usize = 8;
+
 /// Samples that everything together is measured on, at least: it decides what is reported.
-const CHECKED_SAMPLES: usize = 4;
+pub(super) const CHECKED_SAMPLES: usize = 4;
 
 /// An observer is replaced by one with less than this share of its noise: those in use are not for small gains.
 const WORTH_IT: f64 = 0.8;
@@ -82,6 +86,18 @@ pub struct Findings {
     pub observer: Option<Method>,
     /// Values with another observer.
     pub observers: BTreeMap<String, Method>,
+    /// Share of decisions that changed, 0 to 1, and the largest that was asked for, if one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decisions: Option<Decisions>,
+}
+
+/// Decisions of the output that changes most of them: rows of classes whose largest value is another.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Decisions {
+    /// Share that changed, 0 to 1.
+    pub changed: f64,
+    /// Largest share that was asked for.
+    pub max_changed: f64,
 }
 
 impl Findings {
@@ -96,6 +112,7 @@ impl Findings {
             dynamic: Vec::new(),
             observer: None,
             observers: BTreeMap::new(),
+            decisions: None,
         }
     }
 
@@ -114,6 +131,8 @@ pub(crate) struct Search<'a> {
     pub statistics: &'a Statistics,
     /// Least SQNR of the worst output, in dB.
     pub min_sqnr_db: f64,
+    /// Largest share of decisions that may change, 0 to 1, if that is a condition too.
+    pub max_drop: Option<f64>,
     pub ranges: &'a Ranges<'a>,
     /// The plan of a recipe.
     pub plan_of: &'a dyn Fn(&Recipe) -> Result<Plan>,
@@ -129,10 +148,44 @@ pub(crate) fn search(search: &Search<'_>, progress: &dyn Progress) -> Result<(Re
     }
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    /// As [`Search::run_for`]; then for more and more, until no more decisions change than may, or nothing helps.
     fn run(&self, progress: &dyn Progress) -> Result<(Recipe, Findings)> {
+        let mut best = self.run_for(self.min_sqnr_db, progress)?;
+        let Some(max_changed) = self.max_drop else { return Ok(best) };
+        let changed = |found: &Findings| found.decisions.map_or(0.0, |decisions| decisions.changed);
+        let mut wanted = self.min_sqnr_db.max(best.1.sqnr_db.floor());
+        for _ in 0..RAISES {
+            if changed(&best.1) <= max_changed {
+                break;
+            }
+            wanted += RAISE_DB;
+            let next = self.run_for(wanted, progress)?;
+            let is_last = next.1.sqnr_db < wanted;
+            if changed(&next.1) < changed(&best.1) {
+                best = next;
+            }
+            if is_last {
+                break;
+            }
+        }
+        Ok(best)
+    }
+
+    /// Spares layers until the worst output keeps so much, in dB.
+    fn run_for(&self, min_sqnr_db: f64, progress: &dyn Progress) -> Result<(Recipe, Findings)> {
+        let (recipe, mut found, run) = self.spare(min_sqnr_db, progress)?;
+        if let Some(max_changed) = self.max_drop {
+            let changed = run.changed_decisions(&(self.plan_of)(&recipe)?, &recipe)?;
+            let missing = || Error::Usage("--max-drop: expected an output of classes, found none".into());
+            found.decisions = Some(Decisions { changed: changed.ok_or_else(missing)?, max_changed });
+        }
+        Ok((recipe, found))
+    }
+
+    fn spare<'s>(&'s self, min_sqnr_db: f64, progress: &'s dyn Progress) -> Result<(Recipe, Findings, Run<'s, 'a>)> {
         let costs = cost::of_layers(self.setup.model, self.plan, self.statistics);
-        let mut units = self.units(&costs);
+        let mut units = self.units(&costs, SMALL_TENSOR);
         let per_sample = costs.values().sum::<u64>() as f64 / self.statistics.samples().max(1) as f64;
         let affordable = WORK / (per_sample * units.len() as f64).max(1.0);
         let few = (affordable as usize).clamp(SAMPLES.0, SAMPLES.1).min(self.setup.limit);
@@ -140,17 +193,17 @@ impl Search<'_> {
         progress.begin_measurements(2);
         let bench = Bench::new(&Setup { limit, ..self.setup }, self.plan, self.weights)?;
         progress.advance(1);
-        let run = Run { search: self, bench, few, progress, allowed: 10f64.powf(-self.min_sqnr_db / 10.0) };
+        let run = Run { search: self, bench, few, progress, min_sqnr_db, allowed: 10f64.powf(-min_sqnr_db / 10.0) };
         let full = run.everything(self.plan, self.recipe)?;
-        let mut found = Findings::of(&run.bench, self.min_sqnr_db, &full);
+        let mut found = Findings::of(&run.bench, min_sqnr_db, &full);
         if worst(&full) <= run.allowed || units.is_empty() {
-            return Ok((self.recipe.clone(), found));
+            return Ok((self.recipe.clone(), found, run));
         }
         let (mut recipe, least) = run.best_observer(&full)?;
         found.note_observer(&recipe, self.recipe);
         if worst(&least) <= run.allowed {
             found.sqnr_db = sqnr_db(&least);
-            return Ok((recipe, found));
+            return Ok((recipe, found, run));
         }
         let rest = run.measure_alone(&mut units, &recipe)?;
         let refined = refined_count(&units, run.allowed);
@@ -159,22 +212,29 @@ impl Search<'_> {
         let already_float = 1.0 - cost::integer_share(self.plan, &costs).unwrap_or(1.0);
         let (recipe, noise) = run.spare_until_enough(&mut units, &rest, &recipe, already_float)?;
         if worst(&noise) >= worst(&full) {
-            return Ok((self.recipe.clone(), Findings::of(&run.bench, self.min_sqnr_db, &full)));
+            let found = Findings::of(&run.bench, min_sqnr_db, &full);
+            return Ok((self.recipe.clone(), found, run));
         }
         let named = |state: State| {
             let chosen = units.iter().filter(move |unit| unit.state == state);
             chosen.map(|unit| self.setup.model.tensors()[unit.tensor].info.name.clone()).collect::<Vec<_>>()
         };
         (found.sqnr_db, found.spared, found.dynamic) = (sqnr_db(&noise), named(State::Float), named(State::Dynamic));
-        Ok((recipe, found))
+        Ok((recipe, found, run))
     }
 
-    fn params_of(&self, plan: &Plan, recipe: &Recipe) -> Result<BTreeMap<String, Params>> {
+    /// All that `plan` quantizes.
+    pub(super) fn everything(&self, plan: &Plan, recipe: &Recipe) -> Result<Trial> {
+        let dynamic = plan.layers_of(self.setup.onnx, LayerMode::Dynamic).map(|(layer, _)| layer).collect();
+        Ok(Trial { weights: plan.quantized().collect(), values: self.params_of(plan, recipe)?, dynamic })
+    }
+
+    pub(super) fn params_of(&self, plan: &Plan, recipe: &Recipe) -> Result<BTreeMap<String, Params>> {
         Ok(ranges::params_of(&self.ranges.choose_all(&plan.values, recipe)?))
     }
 
-    /// What may be spared.
-    fn units(&self, costs: &BTreeMap<usize, u64>) -> Vec<Unit> {
+    /// What may be spared: what runs in integers, and weights that are only stored as codes up to a share of the elements of all.
+    pub(super) fn units(&self, costs: &BTreeMap<usize, u64>, largest_stored: f64) -> Vec<Unit> {
         let onnx = self.setup.onnx;
         let total = costs.values().sum::<u64>().max(1) as f64;
         let mut units: BTreeMap<usize, Unit> = BTreeMap::new();
@@ -193,7 +253,7 @@ impl Search<'_> {
         let small =
             self.plan.layers_of(onnx, LayerMode::WeightOnly).filter_map(|(number, layer)| Some((number, onnx.tensor(&layer.weight)?)));
         units.values_mut().for_each(|unit| unit.size = of(unit.tensor) / all);
-        for (number, tensor) in small.filter(|(_, tensor)| of(*tensor) <= SMALL_TENSOR * all) {
+        for (number, tensor) in small.filter(|(_, tensor)| of(*tensor) <= largest_stored * all) {
             let stored = Unit { layers: vec![number], size: of(tensor) / all, is_product: false, ..Unit::new(tensor) };
             units.entry(tensor).or_insert(stored);
         }
@@ -201,15 +261,15 @@ impl Search<'_> {
     }
 
     /// `recipe` with a rule for each layer that is not static any more.
-    fn with_rules(&self, recipe: &Recipe, units: &[Unit], allowed: f64) -> Recipe {
+    fn with_rules(&self, recipe: &Recipe, units: &[Unit], min_sqnr_db: f64) -> Recipe {
         let mut recipe = recipe.clone();
+        let allowed = 10f64.powf(-min_sqnr_db / 10.0);
         let mut chosen: Vec<&Unit> = units.iter().filter(|unit| unit.state != State::Planned).collect();
         chosen.sort_by_key(|unit| unit.tensor);
         for unit in chosen {
             let name = &self.setup.model.tensors()[unit.tensor].info.name;
             let (part, share) = (100.0 * worst(&unit.noise) / allowed, 100.0 * unit.share);
-            let reason =
-                format!("measured: adds {part:.0} % of the noise that {:.1} dB allow; {share:.2} % of multiply-adds", self.min_sqnr_db);
+            let reason = format!("measured: adds {part:.0} % of the noise that {min_sqnr_db:.1} dB allow; {share:.2} % of multiply-adds");
             let rule = Rule { reason: Some(reason), ..Rule::new(Pattern::exact(name)) };
             recipe.rules.push(match unit.state {
                 State::Dynamic => Rule { mode: Some(Mode::Dynamic), ..rule },
@@ -227,6 +287,7 @@ struct Run<'s, 'a> {
     /// Samples that parts are measured on.
     few: usize,
     progress: &'s dyn Progress,
+    min_sqnr_db: f64,
     /// The noise that the worst output may have.
     allowed: f64,
 }
@@ -240,10 +301,13 @@ impl Run<'_, '_> {
 
     /// Noise of all that `plan` quantizes, with the observers of `recipe`.
     fn everything(&self, plan: &Plan, recipe: &Recipe) -> Result<Noise> {
-        let dynamic = plan.layers_of(self.search.setup.onnx, LayerMode::Dynamic).map(|(layer, _)| layer).collect();
-        let trial = Trial { weights: plan.quantized().collect(), values: self.search.params_of(plan, recipe)?, dynamic };
         self.progress.begin_measurements(1);
-        Ok(self.bench.noise(plan, &[trial], self.bench.samples(), self.progress)?.remove(0))
+        Ok(self.bench.noise(plan, &[self.search.everything(plan, recipe)?], self.bench.samples(), self.progress)?.remove(0))
+    }
+
+    /// Share of decisions that change with all that `plan` quantizes.
+    fn changed_decisions(&self, plan: &Plan, recipe: &Recipe) -> Result<Option<f64>> {
+        self.bench.changed_decisions(plan, &self.search.everything(plan, recipe)?)
     }
 
     /// The recipe with the observer for all values that loses least, and its noise; `full` is that of the recipe as it is.
@@ -334,7 +398,7 @@ impl Run<'_, '_> {
     fn spare_until_enough(&self, units: &mut [Unit], rest: &Noise, recipe: &Recipe, already_float: f64) -> Result<(Recipe, Noise)> {
         let mut best: Option<(Recipe, Noise, Vec<State>)> = None;
         for round in 0..ROUNDS {
-            let trial = self.search.with_rules(recipe, units, self.allowed);
+            let trial = self.search.with_rules(recipe, units, self.min_sqnr_db);
             let noise = self.everything(&(self.search.plan_of)(&trial)?, &trial)?;
             let (now, predicted) = (worst(&noise), worst(&predicted(units, rest)));
             if best.as_ref().is_none_or(|(_, noise, _)| now < worst(noise)) {

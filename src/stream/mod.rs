@@ -4,6 +4,7 @@
 //! when its turn comes, by whichever thread is there, so that a buffer is hashed while it is still in cache and the
 //! hash is that of the file from its first byte to its last. A job may wait for jobs before it, never for later ones.
 
+mod custom;
 mod latch;
 pub(crate) mod observe;
 pub(crate) mod quantize;
@@ -161,6 +162,19 @@ pub(crate) fn map<T: Send>(count: usize, threads: usize, work: impl Fn(usize) ->
     let mut done = done.into_inner().expect("no thread panics while it holds this lock");
     done.sort_by_key(|(index, _)| *index);
     done.into_iter().map(|(_, result)| result).collect()
+}
+
+/// `work` of every item, on `threads` threads, in any order.
+pub(crate) fn for_each_on_threads<T: Send>(items: impl Iterator<Item = T> + Send, threads: usize, work: impl Fn(T) + Sync) {
+    let items = Mutex::new(items);
+    let run = || {
+        loop {
+            let item = items.lock().expect("no thread panics while it holds this lock").next();
+            let Some(item) = item else { break };
+            work(item);
+        }
+    };
+    on_threads(threads, &run);
 }
 
 /// Runs `work` on this thread and up to `threads - 1` others; with fewer, where the system gives no more.

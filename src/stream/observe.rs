@@ -8,7 +8,7 @@ use crate::plan::{Decision, Plan, TensorScheme};
 use crate::quant::granularity::GroupLayout;
 use crate::quant::kernel::{Extent, min_max, widen_columns};
 use crate::quant::params::Range as ClippingRange;
-use crate::stream;
+use crate::stream::{self, custom};
 use crate::tensor::Dtype;
 use std::ops::Range;
 
@@ -41,19 +41,26 @@ pub(crate) fn all_params(model: &Model, plan: &Plan, threads: usize) -> Result<P
 }
 
 /// The clipping range of every group of `tensor`, in order.
-pub(super) fn all_groups(model: &Model, tensor: usize, scheme: &TensorScheme) -> Result<Vec<ClippingRange>> {
-    match scheme.layout {
-        GroupLayout::Contiguous { .. } => contiguous_groups(model, tensor, scheme),
-        GroupLayout::Strided { outer, channels, inner } => strided_groups(model, tensor, scheme, 0, [outer, channels, inner]),
+pub(crate) fn all_groups(model: &Model, tensor: usize, scheme: &TensorScheme) -> Result<Vec<ClippingRange>> {
+    if let Some(command) = scheme.observer.command() {
+        scheme.observer.may_run().map_err(|message| model.tensor_error(tensor, message))?;
+        check_finite(model, tensor)?;
+        return custom::ask(model, tensor, scheme, command);
+    }
+    let ranges = match scheme.layout {
+        GroupLayout::Contiguous { .. } => contiguous_groups(model, tensor, scheme)?,
+        GroupLayout::Strided { outer, channels, inner } => strided_groups(model, tensor, scheme, 0, [outer, channels, inner])?,
         GroupLayout::Tiled { outer, len, size, inner } => {
             let mut ranges = Vec::with_capacity(scheme.layout.groups());
             for (o, start) in (0..outer).flat_map(|o| (0..len).step_by(size).map(move |start| (o, start))) {
                 let rows = size.min(len - start);
                 ranges.extend(strided_groups(model, tensor, scheme, (o * len + start) * inner, [rows, inner, 1])?);
             }
-            Ok(ranges)
+            ranges
         }
-    }
+    };
+    scheme.observer.check(&ranges).map_err(|message| model.tensor_error(tensor, message))?;
+    Ok(ranges)
 }
 
 fn contiguous_groups(model: &Model, tensor: usize, scheme: &TensorScheme) -> Result<Vec<ClippingRange>> {
@@ -207,7 +214,7 @@ pub(crate) fn is_finite(model: &Model, tensor: usize) -> bool {
     finite
 }
 
-pub(super) fn check_finite(model: &Model, tensor: usize) -> Result<()> {
+pub(crate) fn check_finite(model: &Model, tensor: usize) -> Result<()> {
     if is_finite(model, tensor) { Ok(()) } else { Err(non_finite(model, tensor)) }
 }
 

@@ -4,6 +4,7 @@
 //! than a piece, or spread over the tensor (channels of an inner axis), a job before it has observed the tensor.
 
 use super::{Jobs, Latch, Scratch};
+use crate::algorithms::solver::Solver;
 use crate::error::Result;
 use crate::model::Model;
 use crate::observers::Batch;
@@ -21,7 +22,8 @@ use crate::tensor::{Dtype, encode_f32};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::{Mutex, OnceLock};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Elements of a piece: 1 MiB of f32, so that values and codes stay in a second-level cache. It must be even, for
 /// codes of four bits.
@@ -64,6 +66,10 @@ enum Work {
     Observe {
         tensor: usize,
     },
+    /// All codes of a tensor, by what its layer's inputs were.
+    Solve {
+        tensor: usize,
+    },
     Quantize {
         tensor: usize,
         part: usize,
@@ -103,6 +109,10 @@ struct TensorState {
     is_observed: Latch,
     is_quantized: Latch,
     parts: Mutex<BTreeMap<usize, Part>>,
+    /// All codes, where they were chosen together, until the last job has stored its part of them.
+    codes: Mutex<Arc<Vec<u8>>>,
+    /// Jobs that still store codes.
+    readers: AtomicUsize,
 }
 
 /// What quantizing one piece found.
@@ -129,6 +139,7 @@ pub(crate) struct QuantizeJobs<'a> {
     model: &'a Model,
     plan: &'a Plan,
     known: &'a ParamsOf,
+    solver: Option<&'a Solver<'a>>,
     jobs: Vec<Job>,
     states: BTreeMap<usize, TensorState>,
     /// Tensors whose params are stored as tensors, and need not be kept.
@@ -136,13 +147,16 @@ pub(crate) struct QuantizeJobs<'a> {
 }
 
 impl<'a> QuantizeJobs<'a> {
-    /// Jobs for the file that `layout` describes; `known` has the params of tensors that were observed before.
-    pub(crate) fn new(model: &'a Model, plan: &'a Plan, layout: &FileLayout, known: &'a ParamsOf) -> Self {
-        let mut this = QuantizeJobs { model, plan, known, jobs: Vec::new(), states: BTreeMap::new(), stored_apart: BTreeSet::new() };
-        let observed_first: Vec<usize> = (layout.contents.iter())
+    /// Jobs for the file that `layout` describes; `known` has the params of tensors that were observed before, `solver` knows
+    /// the inputs of layers.
+    pub(crate) fn new(model: &'a Model, plan: &'a Plan, layout: &FileLayout, known: &'a ParamsOf, solver: Option<&'a Solver<'a>>) -> Self {
+        let (jobs, states, stored_apart) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
+        let mut this = QuantizeJobs { model, plan, known, solver, jobs, states, stored_apart };
+        let mut seen = BTreeSet::new();
+        let before: Vec<usize> = (layout.contents.iter())
             .filter_map(|(content, _)| match content {
-                Content::Codes(tensor) | Content::UnsignedCodes(tensor)
-                    if !known.contains_key(tensor) && !is_local(this.scheme(*tensor)) =>
+                Content::Codes(tensor) | Content::UnsignedCodes(tensor) | Content::TransposedCodes(tensor)
+                    if this.is_observed_first(*tensor) && seen.insert(*tensor) =>
                 {
                     Some(*tensor)
                 }
@@ -150,21 +164,21 @@ impl<'a> QuantizeJobs<'a> {
             })
             .collect();
         // One tensor ahead, so that a thread can observe the next one while another is still at this one.
-        let mut to_observe = observed_first.into_iter();
-        for tensor in to_observe.by_ref().take(1) {
-            this.jobs.push(Job { offset: None, work: Work::Observe { tensor } });
-        }
+        let mut to_observe = before.into_iter();
+        this.push_observe(to_observe.next());
         for (content, place) in &layout.contents {
             match *content {
                 Content::Literal(ref bytes) => this.push_stores(bytes, place.start),
                 Content::Source(tensor) => this.push_copies(tensor, place.start),
-                Content::TransposedCodes(tensor) => this.push_transposed(tensor, place.start),
+                Content::TransposedCodes(tensor) => {
+                    if seen.remove(&tensor) {
+                        this.push_observe(to_observe.next());
+                    }
+                    this.push_transposed(tensor, place.start);
+                }
                 Content::Codes(tensor) | Content::UnsignedCodes(tensor) => {
-                    if !known.contains_key(&tensor)
-                        && !is_local(this.scheme(tensor))
-                        && let Some(tensor) = to_observe.next()
-                    {
-                        this.jobs.push(Job { offset: None, work: Work::Observe { tensor } });
+                    if seen.remove(&tensor) {
+                        this.push_observe(to_observe.next());
                     }
                     let flip = match (content, this.scheme(tensor).codes.bits()) {
                         (Content::UnsignedCodes(_), 4) => 0x88,
@@ -190,6 +204,21 @@ impl<'a> QuantizeJobs<'a> {
             }
         }
         this
+    }
+
+    /// Whether a job of its own looks at all of a tensor before any of its codes are stored.
+    fn is_observed_first(&self, tensor: usize) -> bool {
+        self.is_solved(tensor) || !self.known.contains_key(&tensor) && !is_local(self.scheme(tensor))
+    }
+
+    fn is_solved(&self, tensor: usize) -> bool {
+        self.solver.is_some_and(|solver| solver.is_for(tensor))
+    }
+
+    fn push_observe(&mut self, tensor: Option<usize>) {
+        let Some(tensor) = tensor else { return };
+        let work = if self.is_solved(tensor) { Work::Solve { tensor } } else { Work::Observe { tensor } };
+        self.jobs.push(Job { offset: None, work });
     }
 
     /// What became of each quantized tensor of the file, after a run.
@@ -256,7 +285,8 @@ impl<'a> QuantizeJobs<'a> {
     }
 
     fn add_state(&mut self, tensor: usize, pieces: usize) {
-        if self.states.contains_key(&tensor) {
+        if let Some(state) = self.states.get(&tensor) {
+            state.readers.fetch_add(pieces, Ordering::Relaxed);
             return;
         }
         let state = TensorState {
@@ -265,8 +295,10 @@ impl<'a> QuantizeJobs<'a> {
             is_observed: Latch::new(1),
             is_quantized: Latch::new(pieces),
             parts: Mutex::new(BTreeMap::new()),
+            codes: Mutex::default(),
+            readers: AtomicUsize::new(pieces),
         };
-        if let Some(params) = self.known.get(&tensor) {
+        if let Some(params) = self.known.get(&tensor).filter(|_| !self.is_solved(tensor)) {
             drop(state.is_observed.guard());
             set_observed(&state, self.scheme(tensor), params.clone());
         }
@@ -296,7 +328,8 @@ impl<'a> QuantizeJobs<'a> {
         let step = piece_len(scheme);
         let pieces = elements.div_ceil(step);
         // Pieces hold whole rows of groups, apart from tensors that were observed as a whole: those go in one job.
-        let at_a_time = if is_local(scheme) { PARAM_PIECES } else { pieces };
+        let at_a_time =
+            if is_local(scheme) && !self.is_solved(tensor) && !self.known.contains_key(&tensor) { PARAM_PIECES } else { pieces };
         let groups_before = |piece: usize| scheme.layout.groups_before((piece * step).min(elements)) as u64;
         for first in (0..pieces).step_by(at_a_time) {
             let parts = first..(first + at_a_time).min(pieces);
@@ -314,12 +347,44 @@ impl<'a> QuantizeJobs<'a> {
         Ok(())
     }
 
+    fn solve(&self, tensor: usize) -> Result<()> {
+        let state = &self.states[&tensor];
+        let _done = state.is_observed.guard();
+        let solver = self.solver.expect("there is one for every tensor that is solved");
+        let solved = solver.solve(tensor, self.known.get(&tensor).map(Vec::as_slice))?;
+        // The first piece has what is known of all of them.
+        let part = Part { params: solved.params, sums: solved.sums, stored: 0 };
+        state.parts.lock().expect("no job panics while it holds this lock").insert(0, part);
+        *state.codes.lock().expect("no job panics while it holds this lock") = Arc::new(solved.codes);
+        Ok(())
+    }
+
+    /// All codes of a tensor that was solved; `None` if that failed. They are dropped when every reader has had them.
+    fn solved_codes(&self, tensor: usize) -> Option<Arc<Vec<u8>>> {
+        let state = &self.states[&tensor];
+        state.is_observed.wait();
+        let mut codes = state.codes.lock().expect("no job panics while it holds this lock");
+        let is_last = state.readers.fetch_sub(1, Ordering::Relaxed) == 1;
+        let codes = if is_last { std::mem::take(&mut *codes) } else { codes.clone() };
+        (!codes.is_empty()).then_some(codes)
+    }
+
     /// Quantizes some columns of a matrix, whose params are known, and stores them as rows.
     fn transpose(&self, tensor: usize, matrix: usize, columns: &Range<usize>, codes: &mut Vec<u8>, scratch: &mut Scratch) {
         let scheme = self.scheme(tensor);
         let [_, rows, width] = matrix_shape(&self.model.tensors()[tensor].info.shape);
-        let params = &self.known[&tensor];
         codes.resize(rows * columns.len(), 0);
+        if self.is_solved(tensor) {
+            let Some(solved) = self.solved_codes(tensor) else { return };
+            for (column, place) in columns.clone().zip(codes.chunks_exact_mut(rows)) {
+                place.iter_mut().enumerate().for_each(|(row, code)| *code = solved[(matrix * rows + row) * width + column]);
+            }
+            if scheme.codes.bits() == 4 {
+                pack_nibbles(codes);
+            }
+            return;
+        }
+        let params = &self.known[&tensor];
         let mut row_codes = vec![0; columns.len()];
         let mut part = Part::default();
         for row in 0..rows {
@@ -348,8 +413,13 @@ impl<'a> QuantizeJobs<'a> {
         let _done = state.is_quantized.guard();
         let scheme = self.scheme(tensor);
         codes.resize(elements.len(), 0);
-        let result = if is_local(scheme) && !self.known.contains_key(&tensor) {
-            self.quantize_local(tensor, scheme, elements, codes, scratch)?
+        let result = if self.is_solved(tensor) {
+            if let Some(solved) = self.solved_codes(tensor) {
+                codes.copy_from_slice(&solved[elements]);
+            }
+            None
+        } else if is_local(scheme) && !self.known.contains_key(&tensor) {
+            Some(self.quantize_local(tensor, scheme, elements, codes, scratch)?)
         } else {
             state.is_observed.wait();
             let Some(params) = state.observed.get() else {
@@ -357,12 +427,14 @@ impl<'a> QuantizeJobs<'a> {
                 return Ok(());
             };
             let sums = self.quantize_observed(tensor, scheme, params, state.columns.get(), elements, codes, scratch);
-            Part { sums, ..Part::default() }
+            Some(Part { sums, ..Part::default() })
         };
         if scheme.codes.bits() == 4 {
             pack_nibbles(codes);
         }
-        state.parts.lock().expect("no job panics while it holds this lock").insert(part, result);
+        if let Some(result) = result {
+            state.parts.lock().expect("no job panics while it holds this lock").insert(part, result);
+        }
         Ok(())
     }
 
@@ -482,8 +554,7 @@ const PARAM_PIECES: usize = 64;
 
 /// Whether pieces hold whole groups, and groups do not depend on each other.
 fn is_local(scheme: &TensorScheme) -> bool {
-    matches!(scheme.layout, GroupLayout::Contiguous { row, .. } if row <= LONGEST_LOCAL)
-        && scheme.observer.joint(&scheme.target()).is_none()
+    matches!(scheme.layout, GroupLayout::Contiguous { row, .. } if row <= LONGEST_LOCAL) && scheme.observer.is_local()
 }
 
 /// Elements of each piece but the last: whole rows of groups where possible, and even, for codes of four bits.
@@ -518,6 +589,7 @@ impl Jobs for QuantizeJobs<'_> {
             Work::Transpose { tensor, matrix, columns } => self.transpose(*tensor, *matrix, columns, bytes, scratch),
             Work::CheckFinite { tensor } => observe::check_finite(self.model, *tensor)?,
             Work::Observe { tensor } => self.observe(*tensor)?,
+            Work::Solve { tensor } => self.solve(*tensor)?,
             Work::Quantize { tensor, part, elements, flip } => {
                 self.quantize(*tensor, *part, elements.clone(), bytes, scratch)?;
                 if *flip != 0 {

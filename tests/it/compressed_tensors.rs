@@ -47,6 +47,12 @@ fn every_preset_is_stored_whatever_the_threads_and_comes_back() {
         let (before, after) = (model::tensors(&dir.read("m/model.safetensors")), model::tensors(&dir.read("back/model.safetensors")));
         assert!(before.keys().eq(after.keys()), "{scheme}");
         assert_eq!(before["lm_head.weight"], after["lm_head.weight"]);
+        // Of directories that others wrote, names and dimensions tell as much.
+        std::fs::rename(dir.path("q/qtool.json"), dir.path("aside.json")).unwrap();
+        dir.ok("dequantize q -o without");
+        assert_eq!(dir.read("without/model.safetensors"), dir.read("back/model.safetensors"), "{scheme}");
+        dir.ok("compare m q --min-sqnr 14");
+        std::fs::rename(dir.path("aside.json"), dir.path("q/qtool.json")).unwrap();
         let floor = if scheme.contains("w4") { "14" } else { "35" };
         dir.ok(&format!("compare m q --min-sqnr {floor}"));
     }

@@ -1,13 +1,17 @@
 //! The program from the outside: a module for each command or promise. Nothing but the built `qtool` is needed.
 
+mod budget;
+mod calibrated;
 mod compressed_tensors;
 mod corpus;
+mod custom_observers;
 mod destination;
 mod determinism;
 mod directory;
 mod engine;
 mod golden;
 mod interruption;
+mod library;
 mod onnx_compare;
 mod onnx_quantize;
 mod onnx_reading;

@@ -36,6 +36,13 @@ fn sidecars_of_all_kinds_of_runs_are_valid() {
         dir.ok(&format!("quantize model.safetensors --force -o q.safetensors {options}"));
         expect_valid(&dir.json("q.json"), options);
     }
+    dir.write(
+        "observer.toml",
+        r#"observer = [{ name = "fixed", command = ["echo", '{"min": -1, "max": 1}'], input = "safetensors", timeout = 2.5 }]"#,
+    );
+    dir.ok("quantize model.safetensors --force -o q.safetensors --recipe observer.toml --observer fixed --allow-commands");
+    assert_eq!(dir.json("q.json")["recipe"]["observer"][0]["timeout"], 2.5);
+    expect_valid(&dir.json("q.json"), "a command");
     for entry in qtool::observers::OBSERVERS {
         // Few of the many channels, or the slow ones would take their time.
         let options = format!("--observer {} --granularity per-tensor --include conv*", entry.name);

@@ -343,7 +343,7 @@ fn contradictions_are_named() {
     }
     for (from, to, expected) in [
         ("qtool-statistics", "statistics", r#"metadata: format: expected "qtool-statistics", found "statistics""#),
-        ("\"version\":1", "\"version\":2", "metadata: version: expected 1, found 2"),
+        ("\"version\":1", "\"version\":3", "metadata: version: expected 1 or 2, found 3"),
         ("\"version\":1", "\"version\":1,\"more\":0", "metadata: expected the fields of version 1, found unknown field `more`"),
         ("bits\":9", "bits\":10", "bins: expected 9 bits of mantissas, found 10"),
         ("{", "", "metadata: expected a JSON object, found"),

@@ -20,7 +20,7 @@ pub(super) fn expected() -> String {
 }
 
 /// Files and directories of test data at `paths`, and what was passed over.
-pub(super) fn expand(paths: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+pub(crate) fn expand(paths: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let (mut found, mut skipped) = (Vec::new(), Vec::new());
     for path in paths {
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;

@@ -32,6 +32,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub(crate) use listing::expand as list_files;
+
 pub use hash::SamplesHasher;
 pub use signature::InputSpec;
 

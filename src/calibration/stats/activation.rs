@@ -24,6 +24,12 @@ pub enum Refusal {
     /// Running values depend on the order of samples.
     #[error("moving average: expected statistics that can be merged, found running values, which depend on the order of samples")]
     OrderMatters,
+    /// Sums of products would not fit.
+    #[error("values: expected squares whose sum is below 2^64, found larger ones")]
+    TooLarge,
+    /// Rows of other lengths, or other things kept of them.
+    #[error("inputs: expected statistics of the same features, found others")]
+    Features,
 }
 
 /// Counts, extent, sums and histogram of one activation.

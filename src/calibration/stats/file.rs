@@ -1,4 +1,4 @@
-//! Statistics as a safetensors file, version 1; `docs/statistics.md` describes it for other readers.
+//! Statistics as a safetensors file, version 1, or 2 with inputs of layers; `docs/statistics.md` describes it for other readers.
 //!
 //! ```text
 //! __metadata__     {"qtool": JSON}: model, versions and the seal
@@ -13,14 +13,15 @@
 use super::activation::{ActivationStats, Parts};
 use super::histogram::{MANTISSA_BITS, Tally};
 use super::{ModelIdentity, Statistics};
+use crate::calibration::inputs::stats::{InputParts, InputStats};
+use crate::calibration::inputs::sums::FixedSums;
 use crate::error::{Error, Result, show_name};
 use crate::formats::mmap::MappedFile;
 use crate::formats::{parse_object, read_safetensors, shorten};
 use crate::model::SourceFile;
 use crate::observers::summary::Smoothed;
 use crate::outputs::container::{Container, Entry, Order, lay_out};
-use crate::outputs::record::write_all;
-use crate::outputs::staging::{Durability, StagedFile, publish_files, sync_files};
+use crate::outputs::staging::{Durability, write_file};
 use crate::quant::params::Range;
 use crate::tensor::{Dtype, TensorInfo};
 use serde::{Deserialize, Serialize};
@@ -30,8 +31,8 @@ use std::path::Path;
 /// What the metadata calls the format.
 const FORMAT: &str = "qtool-statistics";
 
-/// The version that is written, and the only one that is read.
-const VERSION: u64 = 1;
+/// Versions that are read: without statistics of layers' inputs, and with them. The lowest that has what there is is written.
+const VERSIONS: [u64; 2] = [1, 2];
 
 /// The key of the metadata.
 const KEY: &str = "qtool";
@@ -61,6 +62,17 @@ const SECTIONS: &[(&str, &[Dtype])] = &[
     ("remainders", &[Dtype::U16, Dtype::U32, Dtype::U64]),
     // Weight, minimum, maximum; only where asked for.
     ("moving_average", &[Dtype::F32]),
+    // Of inputs of layers, in version 2: number of rows.
+    ("rows", &[Dtype::U64]),
+    // The largest magnitude of each feature.
+    ("abs_max", &[Dtype::F32]),
+    // The sums of features in fixed point, of their squares, and of products of features, row by row of the lower triangle.
+    ("sum_high", &[Dtype::I64]),
+    ("sum_low", &[Dtype::I64]),
+    ("square_high", &[Dtype::I64]),
+    ("square_low", &[Dtype::I64]),
+    ("gram_high", &[Dtype::I64]),
+    ("gram_low", &[Dtype::I64]),
 ];
 
 /// The text of the metadata; fields in alphabetical order.
@@ -94,13 +106,19 @@ impl Statistics {
                 contents.push(bytes);
             }
         }
+        for (name, inputs) in &self.inputs {
+            for (section, dtype, shape, bytes) in encode_inputs(&inputs.parts()) {
+                entries.push(entry(format!("{name}.{section}"), dtype, shape));
+                contents.push(bytes);
+            }
+        }
         let document = Document {
             bin_mantissa_bits: MANTISSA_BITS,
             blake3: UNSEALED.to_owned(),
             format: FORMAT.to_owned(),
             model: ModelRecord { blake3: self.model.blake3.to_hex().to_string(), bytes: self.model.bytes, name: self.model.name.clone() },
             qtool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            version: VERSION,
+            version: VERSIONS[usize::from(!self.inputs.is_empty())],
         };
         let text = serde_json::to_string(&document).expect("texts and numbers have a JSON form");
         let Container { header, places, len } = lay_out(&entries, &[(KEY.to_owned(), text)], Order::Aligned);
@@ -121,12 +139,7 @@ impl Statistics {
     ///
     /// [`Error::Usage`] if there is a file already and not `replace`, [`Error::Io`].
     pub fn write(&self, path: &Path, replace: bool, durability: Durability) -> Result<()> {
-        let bytes = self.to_bytes();
-        let staged = StagedFile::create(path, bytes.len() as u64)?;
-        write_all(staged.file(), staged.path(), &bytes)?;
-        let files = vec![staged];
-        sync_files(&files, durability)?;
-        publish_files(files, replace, durability)
+        write_file(path, &self.to_bytes(), replace, durability)
     }
 
     /// Reads a file of statistics and checks that everything in it agrees.
@@ -164,11 +177,14 @@ impl Statistics {
         if !tensors.iter().any(|info| info.name == SAMPLES) {
             return Err(Error::malformed(path, "samples: expected a tensor of this name, found none"));
         }
-        let mut activations = BTreeMap::new();
+        let (mut activations, mut inputs) = (BTreeMap::new(), BTreeMap::new());
         for (name, sections) in sections {
             activations.insert(name.to_owned(), reader.activation(name, &sections)?);
+            if document.version == VERSIONS[1] && sections.contains_key("rows") {
+                inputs.insert(name.to_owned(), reader.inputs(name, &sections)?);
+            }
         }
-        Ok(Statistics { model, activations, samples, file: Some(path.to_owned()) })
+        Ok(Statistics { model, activations, inputs, samples, file: Some(path.to_owned()) })
     }
 }
 
@@ -196,6 +212,25 @@ fn encode(parts: &Parts) -> Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)> {
     sections
 }
 
+/// The sections of a layer's inputs.
+fn encode_inputs(parts: &InputParts) -> Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)> {
+    let integers = |numbers: &[i64]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
+    let features = parts.abs_max.len();
+    let mut sections = vec![
+        ("rows", Dtype::U64, vec![1], parts.rows.to_le_bytes().to_vec()),
+        ("abs_max", Dtype::F32, vec![features], parts.abs_max.iter().flat_map(|value| value.to_le_bytes()).collect()),
+        ("sum_high", Dtype::I64, vec![features], integers(&parts.sums.high)),
+        ("sum_low", Dtype::I64, vec![features], integers(&parts.sums.low)),
+        ("square_high", Dtype::I64, vec![features], integers(&parts.squares.high)),
+        ("square_low", Dtype::I64, vec![features], integers(&parts.squares.low)),
+    ];
+    if let Some(gram) = &parts.gram {
+        sections.push(("gram_high", Dtype::I64, vec![gram.high.len()], integers(&gram.high)));
+        sections.push(("gram_low", Dtype::I64, vec![gram.low.len()], integers(&gram.low)));
+    }
+    sections
+}
+
 /// Numbers in the narrowest type that holds all of them.
 fn narrowest(numbers: Vec<u64>) -> (Dtype, Vec<u8>) {
     let (dtype, width) = match numbers.iter().max().copied().unwrap_or(0) {
@@ -217,13 +252,16 @@ fn read_document(path: &Path, source: &SourceFile) -> Result<Document> {
     }
     let members = parse_object(text).map_err(|e| malformed(format!("expected a JSON object, found {e}")))?;
     let member = |name: &str| members.iter().find(|(key, _)| key == name).map_or("none", |(_, value)| value.get());
-    for (name, expected) in [("format", format!("{FORMAT:?}")), ("version", VERSION.to_string())] {
-        if member(name) != expected {
-            return Err(malformed(format!("{name}: expected {expected}, found {}", crate::error::escape(&shorten(member(name))))));
+    let versions = VERSIONS.map(|version| version.to_string());
+    for (name, expected) in [("format", &[format!("{FORMAT:?}")][..]), ("version", &versions)] {
+        if !expected.iter().any(|expected| expected == member(name)) {
+            let found = crate::error::escape(&shorten(member(name)));
+            return Err(malformed(format!("{name}: expected {}, found {found}", expected.join(" or "))));
         }
     }
+    let version = member("version");
     serde_json::from_str(text)
-        .map_err(|e| malformed(format!("expected the fields of version {VERSION}, found {}", shorten(&e.to_string()))))
+        .map_err(|e| malformed(format!("expected the fields of version {version}, found {}", shorten(&e.to_string()))))
 }
 
 /// Compares the seal with the hash of everything but itself.
@@ -300,6 +338,28 @@ impl Reader<'_> {
         };
         ActivationStats::from_parts(parts)
             .map_err(|(section, message)| Error::tensor(self.path, &format!("{name}.{section}"), format!("values: {message}")))
+    }
+
+    fn inputs(&self, name: &str, sections: &BTreeMap<&str, &TensorInfo>) -> Result<InputStats> {
+        let section = |section: &str| {
+            let missing = || Error::tensor(self.path, name, format!("sections: expected {section}, found none"));
+            sections.get(section).copied().ok_or_else(missing)
+        };
+        let [rows] = self.few(section("rows")?, u64::from_le_bytes)?;
+        let abs_max = self.list(section("abs_max")?, f32::from_le_bytes)?;
+        let fixed = |high: &str, low: &str| -> Result<FixedSums> {
+            Ok(FixedSums { high: self.list(section(high)?, i64::from_le_bytes)?, low: self.list(section(low)?, i64::from_le_bytes)? })
+        };
+        let (sums, squares) = (fixed("sum_high", "sum_low")?, fixed("square_high", "square_low")?);
+        let gram = sections.contains_key("gram_high").then(|| fixed("gram_high", "gram_low")).transpose()?;
+        InputStats::from_parts(InputParts { rows, abs_max, sums, squares, gram })
+            .map_err(|(section, message)| Error::tensor(self.path, &format!("{name}.{section}"), format!("values: {message}")))
+    }
+
+    /// All numbers of a section that is a list.
+    fn list<T, const W: usize>(&self, info: &TensorInfo, decode: fn([u8; W]) -> T) -> Result<Vec<T>> {
+        self.check(info, &[info.shape.first().copied().unwrap_or(0)])?;
+        Ok(self.bytes[info.bytes.clone()].as_chunks::<W>().0.iter().map(|bytes| decode(*bytes)).collect())
     }
 
     /// As many numbers as the section has, no more and no less.

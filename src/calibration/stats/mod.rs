@@ -6,7 +6,8 @@
 //! the sums of its values. Every [observer](crate::observers) chooses its range from that. Only
 //! `moving-average` depends on the order of samples; statistics that were asked for it refuse to be merged.
 //!
-//! A file of statistics is described in `docs/statistics.md`. Not kept yet: maxima per channel and Gram matrices.
+//! Of the inputs of layers of a checkpoint means, maxima and Gram matrices are kept besides, which add up exactly too
+//! (`calibration::inputs`). A file of statistics is described in `docs/statistics.md`.
 
 mod activation;
 mod exact;
@@ -14,6 +15,7 @@ mod file;
 mod histogram;
 mod sample;
 
+use crate::calibration::inputs::stats::InputStats;
 use crate::error::{Error, Result, show_name, show_path};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -50,6 +52,8 @@ pub struct Statistics {
     pub model: ModelIdentity,
     /// Statistics by name of the value in the model's graph.
     pub activations: BTreeMap<String, ActivationStats>,
+    /// What is kept of the inputs of layers besides, by name of the layer.
+    pub(crate) inputs: BTreeMap<String, InputStats>,
     samples: BTreeSet<[u8; 32]>,
     file: Option<PathBuf>,
 }
@@ -57,7 +61,7 @@ pub struct Statistics {
 impl Statistics {
     /// Of no samples yet.
     pub fn new(model: ModelIdentity, activations: BTreeMap<String, ActivationStats>) -> Self {
-        Statistics { model, activations, samples: BTreeSet::new(), file: None }
+        Statistics { model, activations, inputs: BTreeMap::new(), samples: BTreeSet::new(), file: None }
     }
 
     /// Notes that a sample with this [`sample_hash`] is observed. `false` if it was there before, as when data hold it
@@ -116,7 +120,7 @@ impl Statistics {
             let (expected, found) = (self.model.describe(), part.model.describe());
             return Err(part.error(format!("model: expected {expected} as in {ours}, found {found}")));
         }
-        let names = |all: &Statistics| all.activations.keys().cloned().collect::<BTreeSet<String>>();
+        let names = |all: &Statistics| all.activations.keys().chain(all.inputs.keys()).cloned().collect::<BTreeSet<String>>();
         if let Some(name) = names(self).symmetric_difference(&names(part)).next() {
             let (with, without) = if part.activations.contains_key(name) { ("one", "none") } else { ("none", "one") };
             return Err(part.error(format!("activation {}: expected {without} as in {ours}, found {with}", show_name(name))));
@@ -130,6 +134,10 @@ impl Statistics {
         }
         for (sum, (name, stats)) in self.activations.values_mut().zip(&part.activations) {
             sum.merge(stats).map_err(|refusal| Error::tensor(part.path(), name, refusal.to_string()))?;
+        }
+        for (name, inputs) in &part.inputs {
+            let refuse = |refusal: Refusal| Error::tensor(part.path(), name, refusal.to_string());
+            self.inputs.get_mut(name).ok_or(Refusal::Features).and_then(|sum| sum.merge(inputs)).map_err(refuse)?;
         }
         self.samples.extend(&part.samples);
         if part.model.name < self.model.name {

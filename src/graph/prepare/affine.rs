@@ -13,8 +13,8 @@
 //! another zero. Mul, Add, Sub and Div by a constant are folded into a Conv or ConvTranspose before them.
 
 use super::Folded;
-use super::weights::{self, Layer, along_channels, spread};
 use crate::formats::onnx::proto::{GraphProto, NodeProto, TensorProto};
+use crate::graph::channels::{self, Layer, along_channels, spread};
 use crate::graph::index::GraphIndex;
 use crate::graph::names::Names;
 use std::collections::{HashMap, HashSet};
@@ -238,7 +238,7 @@ fn elementwise(index: &GraphIndex<'_>, i: usize, node: &NodeProto) -> Option<Pla
 }
 
 impl Plan {
-    fn new(folded: usize, layer: usize, new: weights::Folded, bias_of: usize, bias_input: usize, place: Place) -> Self {
+    fn new(folded: usize, layer: usize, new: channels::Folded, bias_of: usize, bias_input: usize, place: Place) -> Self {
         Plan { folded, layer, weight: new.weight, bias_of, bias_input, bias: new.bias, place }
     }
 }
@@ -253,7 +253,8 @@ impl Affine {
             return None;
         }
         let values = |input: usize| {
-            let constant = index.constant(node.input(input)?).filter(|constant| constant.dims.len() == 1 && weights::is_float(constant))?;
+            let constant =
+                index.constant(node.input(input)?).filter(|constant| constant.dims.len() == 1 && channels::is_float(constant))?;
             constant.to_floats()
         };
         let (scale, bias, mean, variance) = (values(1)?, values(2)?, values(3)?, values(4)?);

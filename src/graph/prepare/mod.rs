@@ -21,10 +21,9 @@ mod fold;
 mod gemm;
 mod pass_through;
 mod visible;
-mod weights;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use super::names::Names;
 use super::sweep;
@@ -33,7 +32,7 @@ use crate::formats::onnx::proto::{GraphProto, ModelProto};
 use visible::Visible;
 
 /// Constants of more elements are not computed, nor stored twice: 65,536.
-const SMALL: usize = 1 << 16;
+pub(crate) const SMALL: usize = 1 << 16;
 
 /// What [`prepare`] does.
 #[derive(Clone, Copy, Debug)]

@@ -35,6 +35,7 @@ pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     from_summary: |_, summary, target| Some(of_summary(&target.rule, summary)),
     joint: None,
     extent_only: false,
+    looks_at_inputs: false,
 };
 
 /// Values that a batch may have to be searched as they are; larger ones go through a histogram of 8192 bins.

@@ -1,6 +1,6 @@
 //! `config.json`: what it says of the model, and the same with `quantization_config`.
 
-use super::Scheme;
+use super::{Activations, Scheme};
 use crate::error::{Error, Result};
 use crate::formats::mmap::MappedFile;
 use crate::formats::parse_object;
@@ -67,6 +67,11 @@ impl Config {
         !matches!(self.get(KEY), None | Some(Value::Null))
     }
 
+    /// Whether it says that the model is in this form.
+    pub(super) fn is_of_this_form(&self) -> bool {
+        self.get(KEY).is_some_and(|value| value["quant_method"] == "compressed-tensors")
+    }
+
     fn get(&self, key: &str) -> Option<Value> {
         let (_, text) = self.members.iter().find(|(name, _)| name == key)?;
         serde_json::from_str(text).ok()
@@ -117,7 +122,11 @@ pub(super) fn quantization_config<'s>(modules: impl Iterator<Item = (&'s str, &'
         let targets: Vec<&str> = if is_only { vec!["Linear"] } else { modules };
         let weights = arguments(scheme.bits, scheme.symmetric, if scheme.group_size.is_some() { "group" } else { "channel" }, false);
         let weights = with(weights, "group_size", json!(scheme.group_size));
-        let activations = if scheme.dynamic { arguments(8, true, "token", true) } else { Value::Null };
+        let activations = match scheme.activations {
+            Activations::Float => Value::Null,
+            Activations::Dynamic => arguments(8, true, "token", true),
+            Activations::Static { symmetric } => arguments(8, symmetric, "tensor", false),
+        };
         let group = json!({"format": scheme.format(), "input_activations": activations, "output_activations": null,
             "targets": targets, "weights": weights});
         (format!("group_{number}"), group)
@@ -153,8 +162,8 @@ mod tests {
 
     #[test]
     fn one_scheme_is_for_all_linear_modules_and_several_list_theirs() {
-        let eight = Scheme { dynamic: true, bits: 8, symmetric: true, group_size: None };
-        let four = Scheme { dynamic: false, bits: 4, symmetric: false, group_size: Some(32) };
+        let eight = Scheme { activations: Activations::Dynamic, bits: 8, symmetric: true, group_size: None };
+        let four = Scheme { activations: Activations::Float, bits: 4, symmetric: false, group_size: Some(32) };
         let one = quantization_config([("a", &eight), ("b", &eight)].into_iter(), &BTreeSet::new());
         assert_eq!((&one["config_groups"]["group_0"]["targets"], &one["format"]), (&json!(["Linear"]), &json!("int-quantized")));
         let two = quantization_config([("a", &eight), ("b", &four)].into_iter(), &["lm_head".to_owned()].into());

@@ -1,7 +1,7 @@
 //! The form that transformers and vLLM load: a Hugging Face directory whose `config.json` says how its Linear modules are
 //! quantized, as [compressed-tensors](https://github.com/vllm-project/compressed-tensors) defines it.
 //!
-//! A Linear module `X` with weights `[out, in]` becomes, with integer activations (`int-quantized`, mode `dynamic`)
+//! A Linear module `X` with weights `[out, in]` becomes, with integer activations (`int-quantized`, modes `dynamic` and `static`)
 //!
 //! ```text
 //! X.weight        I8 [out, in]             X.weight_scale  [out, 1], or [out, in / group]
@@ -16,8 +16,14 @@
 //! X.weight_zero_point I32 [out * bits / 32, in / group], where zero points are not 0: rows packed as codes are
 //! ```
 //!
+//! With activations by ranges from samples (mode `static`) there are besides
+//!
+//! ```text
+//! X.input_scale   [1]                      X.input_zero_point  I8 [1], where zero points are not 0
+//! ```
+//!
 //! Scales have the type of the weight. Embeddings, `lm_head` and gates of experts stay in float unless they are asked for.
-//! Left out: activations with ranges from samples, block-wise scales, floats of eight and four bits, sparsity.
+//! Left out: block-wise scales, floats of eight and four bits, sparsity.
 
 mod config;
 mod modules;
@@ -30,9 +36,10 @@ use super::{Content, FileKind, FileLayout, Output, OutputLayout};
 use crate::error::{Error, Result};
 use crate::model::{Layout, Model};
 use crate::plan::Plan;
-use crate::quant::scheme::{Convention, Granularity};
+use crate::quant::params::Params;
+use crate::quant::scheme::{CodeType, Convention, Granularity};
 use crate::recipe::{Mode, Recipe};
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, encode_f32};
 use bytes::Bytes;
 use config::Config;
 use serde_json::{Map, json};
@@ -43,11 +50,24 @@ pub(crate) struct CompressedTensors;
 /// Bits of a word of packed codes.
 const WORD: usize = 32;
 
+/// What activations are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Activations {
+    /// Floats.
+    Float,
+    /// Integers, one scale a token, found when the model runs.
+    Dynamic,
+    /// Integers, one scale for all, known before.
+    Static {
+        /// Whether zero points are 0.
+        symmetric: bool,
+    },
+}
+
 /// How the Linear modules of one group are quantized.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Scheme {
-    /// Whether activations are integers, one scale a token, found when the model runs.
-    dynamic: bool,
+    activations: Activations,
     bits: u32,
     symmetric: bool,
     /// `None` for one scale a channel.
@@ -57,7 +77,7 @@ struct Scheme {
 impl Scheme {
     /// What compressed-tensors calls the way in which the weights are stored.
     fn format(&self) -> &'static str {
-        if self.dynamic { "int-quantized" } else { "pack-quantized" }
+        if self.activations == Activations::Float { "pack-quantized" } else { "int-quantized" }
     }
 }
 
@@ -82,6 +102,13 @@ impl Output for CompressedTensors {
         Convention::CompressedTensors
     }
 
+    fn adapt(&self, recipe: &mut Recipe) {
+        // The same codes, moved to be signed.
+        if recipe.activations.dtype == CodeType::Uint8 {
+            recipe.activations.dtype = CodeType::Int8;
+        }
+    }
+
     fn parameter_suffixes(&self) -> [&'static str; 2] {
         ["_scale", "_zero_point"]
     }
@@ -102,9 +129,9 @@ impl Output for CompressedTensors {
         Ok(model.without_weights(others))
     }
 
-    fn lay_out(&self, model: &Model, plan: &Plan, _chosen: &Chosen, _name: &str) -> Result<OutputLayout> {
+    fn lay_out(&self, model: &Model, plan: &Plan, chosen: &Chosen, _name: &str) -> Result<OutputLayout> {
         let config = Config::read(model.path())?;
-        let schemes = schemes(model, plan)?;
+        let schemes = schemes(model, plan, chosen)?;
         modules::check_fused(model, &schemes)?;
         let mut files = Vec::with_capacity(model.files().len());
         let (mut weight_map, mut total_size) = (Map::new(), 0);
@@ -116,7 +143,13 @@ impl Output for CompressedTensors {
                         entries.push(Entry { name: info.name.clone(), dtype: info.dtype, shape: info.shape.clone(), codes: None });
                         contents.push(Content::Source(tensor));
                     }
-                    Some(scheme) => add_linear(&info.name, info.dtype, &info.shape, tensor, scheme, &mut entries, &mut contents),
+                    Some(scheme) => {
+                        add_linear(&info.name, info.dtype, &info.shape, tensor, scheme, &mut entries, &mut contents);
+                        if let Activations::Static { symmetric } = scheme.activations {
+                            let module = modules::module_of(&info.name);
+                            add_input(module, info.dtype, chosen.activations[module], symmetric, &mut entries, &mut contents);
+                        }
+                    }
                 }
             }
             for entry in &entries {
@@ -143,10 +176,9 @@ impl Output for CompressedTensors {
 
 /// Refuses what compressed-tensors has no form for, whatever the tensor.
 fn check_settings(recipe: &Recipe) -> Result<()> {
-    let modes = recipe.rules.iter().filter_map(|rule| rule.mode).chain(recipe.settings.mode).chain([recipe.mode]);
-    if modes.into_iter().any(|mode| mode == Mode::Static) {
-        let error = Error::Usage("--format compressed-tensors: expected mode weight-only or dynamic, found static".into());
-        return Err(error.with_hint("ranges of activations of checkpoints cannot be recorded yet; dynamic ones need none"));
+    let codes = recipe.activations.dtype;
+    if codes != CodeType::Int8 {
+        return Err(Error::Usage(format!("--format compressed-tensors: expected --activations int8, found {codes}")));
     }
     if recipe.settings.axis != 0 || recipe.rules.iter().any(|rule| rule.axis.is_some_and(|axis| axis != 0)) {
         return Err(Error::Usage("--format compressed-tensors: expected axis 0, the output features, found another".into()));
@@ -155,7 +187,7 @@ fn check_settings(recipe: &Recipe) -> Result<()> {
 }
 
 /// The scheme of each quantized tensor.
-fn schemes(model: &Model, plan: &Plan) -> Result<BTreeMap<usize, Scheme>> {
+fn schemes(model: &Model, plan: &Plan, chosen: &Chosen) -> Result<BTreeMap<usize, Scheme>> {
     let of_tensor = |tensor: usize| {
         let scheme = plan.scheme(tensor).expect("the tensor is quantized");
         let refuse = |expected: &str, found: &str| {
@@ -164,8 +196,12 @@ fn schemes(model: &Model, plan: &Plan) -> Result<BTreeMap<usize, Scheme>> {
                 crate::error::show_name(&model.tensors()[tensor].info.name)
             )))
         };
-        let mode = scheme.mode.unwrap_or(plan.mode);
-        let dynamic = mode == Mode::Dynamic;
+        let is_known = chosen.activations.contains_key(modules::module_of(&model.tensors()[tensor].info.name));
+        let activations = match scheme.mode.unwrap_or(plan.mode) {
+            Mode::Static if is_known => Activations::Static { symmetric: plan.symmetric_activations },
+            Mode::Dynamic | Mode::Static => Activations::Dynamic,
+            Mode::Auto | Mode::WeightOnly => Activations::Float,
+        };
         if !scheme.codes.is_signed() {
             return refuse("int8 or int4, as compressed-tensors stores codes", scheme.codes.name());
         }
@@ -175,13 +211,13 @@ fn schemes(model: &Model, plan: &Plan) -> Result<BTreeMap<usize, Scheme>> {
             Granularity::PerTensor => return refuse("scales per channel or per group", "per tensor"),
         };
         let symmetric = scheme.rule.symmetric;
-        if dynamic && (scheme.codes.bits() != 8 || !symmetric) {
+        if activations != Activations::Float && (scheme.codes.bits() != 8 || !symmetric) {
             return refuse("symmetric int8 weights where activations are integers", "others");
         }
         if !symmetric && group_size.is_none() {
             return refuse("per-group scales where zero points are not 0", "per channel");
         }
-        Ok((tensor, Scheme { dynamic, bits: scheme.codes.bits(), symmetric, group_size }))
+        Ok((tensor, Scheme { activations, bits: scheme.codes.bits(), symmetric, group_size }))
     };
     plan.quantized().map(of_tensor).collect()
 }
@@ -203,7 +239,7 @@ fn add_linear(
         entries.push(Entry { name: format!("{name}{suffix}"), dtype, shape, codes });
         contents.push(content);
     };
-    if scheme.dynamic {
+    if scheme.activations != Activations::Float {
         add("", Dtype::I8, shape.to_vec(), None, Content::Codes(tensor));
         return add("_scale", dtype, vec![rows, groups], Some(place), Content::ScalesInType(tensor));
     }
@@ -215,4 +251,18 @@ fn add_linear(
     }
     let dims: Vec<u8> = shape.iter().flat_map(|dim| (*dim as i64).to_le_bytes()).collect();
     add("_shape", Dtype::I64, vec![2], None, Content::Literal(Bytes::from(dims)));
+}
+
+/// Scale and zero point of the inputs of one Linear module.
+fn add_input(module: &str, dtype: Dtype, params: Params, symmetric: bool, entries: &mut Vec<Entry>, contents: &mut Vec<Content>) {
+    let mut add = |suffix: &str, dtype: Dtype, bytes: Vec<u8>| {
+        entries.push(Entry { name: format!("{module}{suffix}"), dtype, shape: vec![1], codes: None });
+        contents.push(Content::Literal(Bytes::from(bytes)));
+    };
+    let mut scale = vec![0; dtype.bytes().expect("float types have whole bytes") as usize];
+    encode_f32(dtype, &[params.scale], &mut scale);
+    add(".input_scale", dtype, scale);
+    if !symmetric {
+        add(".input_zero_point", Dtype::I8, vec![params.zero_point as u8]);
+    }
 }

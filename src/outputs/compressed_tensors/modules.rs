@@ -40,7 +40,7 @@ pub(super) fn others(model: &Model, recipe: &Recipe) -> BTreeMap<usize, String> 
         let is_asked_for = recipe.include.iter().any(|pattern| tensor.is_matched_by(pattern))
             || matches!(resolved.decided_by.and_then(|rule| rule.weights), Some(Weights::Codes(_)));
         let settings = &resolved.settings;
-        let packed = settings.mode.unwrap_or(recipe.mode) != Mode::Dynamic;
+        let packed = !matches!(settings.mode.unwrap_or(recipe.mode), Mode::Dynamic | Mode::Static);
         let bits = settings.weights.bits() as usize;
         let why = match not_linear(&tensor.info) {
             None if !is_asked_for => usually_float(module_of(&tensor.info.name)),

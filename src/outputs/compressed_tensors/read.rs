@@ -2,18 +2,120 @@
 
 use super::config::{self, Config};
 use crate::error::{Error, Result, show_name};
+use crate::method::Method;
 use crate::model::{Model, ModelTensor};
-use crate::outputs::document::{Document, Values};
+use crate::outputs::document::{ActivationRecord, Document, OutputRecord, SourceRecord, TensorRecord, Values};
+use crate::quant::metrics::Metrics;
 use crate::quant::packing::{packed_len, packed_shape};
-use crate::quant::scheme::CodeType;
+use crate::quant::scheme::{CodeType, Convention};
+use crate::recipe::Recipe;
 use crate::tensor::{Dtype, TensorInfo};
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 /// Whether a sidecar says that the output has this form.
 pub(crate) fn is_form_of(document: &Document) -> bool {
     document.output.form == crate::scheme::Scheme::FORM
+}
+
+/// Whether the `config.json` of a directory says that the model is in this form.
+pub(crate) fn is_form_of_others(dir: &Path) -> bool {
+    Config::read_any(dir).is_ok_and(|config| config.is_of_this_form())
+}
+
+/// What a sidecar would say of a model that others wrote in this form: names and dimensions of tensors tell.
+///
+/// # Errors
+///
+/// [`Error::Tensor`] for codes without scales, of other widths than 4 and 8 bits, or with an index of groups.
+pub(crate) fn describe(model: &Model) -> Result<Document> {
+    let index = model.index();
+    let (mut tensors, mut activations, mut used) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+    for (name, scale) in &index {
+        let Some(module) = name.strip_suffix(".weight_scale") else { continue };
+        let part = |suffix: &str| index.get(format!("{module}{suffix}").as_str()).copied();
+        let wrong = |message: &str| model.tensor_error(*scale, message.to_owned());
+        let info = |tensor: usize| &model.tensors()[tensor].info;
+        if part(".weight_g_idx").is_some() {
+            return Err(wrong("expected groups of neighbouring features, found an index of groups"));
+        }
+        let (codes, shape) = match (part(".weight"), part(".weight_packed"), part(".weight_shape")) {
+            (Some(codes), None, _) if info(codes).dtype == Dtype::I8 => (CodeType::Int8, info(codes).shape.clone()),
+            (None, Some(packed), Some(shape)) => {
+                let shape: Vec<usize> =
+                    integers(&model.tensors()[shape]).ok_or_else(|| wrong("weight_shape: expected I64 [2] or I32 [2]"))?;
+                let words = *info(packed).shape.last().unwrap_or(&0);
+                let columns = *shape.last().unwrap_or(&0);
+                let codes =
+                    [CodeType::Int4, CodeType::Int8].into_iter().find(|codes| words == columns.div_ceil(32 / codes.bits() as usize));
+                (codes.ok_or_else(|| wrong("weight_packed: expected codes of 4 or 8 bits, found others"))?, shape)
+            }
+            _ => return Err(wrong("expected int8 codes in weight, or packed ones with their weight_shape, found neither")),
+        };
+        let columns = *shape.last().unwrap_or(&0);
+        let groups = info(*scale).shape.get(1).copied().unwrap_or(1).max(1);
+        let is_grouped = groups > 1;
+        let zero_point = part(".weight_zero_point");
+        let record = TensorRecord {
+            axis: Some(if is_grouped { 1 } else { 0 }),
+            convention: Convention::CompressedTensors,
+            dtype: codes,
+            error: Metrics::default(),
+            granularity: if is_grouped { "per_group" } else { "per_channel" }.to_owned(),
+            group_size: is_grouped.then(|| columns / groups),
+            observer: Method::new("min-max"),
+            qmax: codes.grid().qmax,
+            qmin: codes.grid().qmin,
+            rounding: Method::new(crate::algorithms::NEAREST).to_string(),
+            scale: Values::Tensor { tensor: (*name).to_owned() },
+            scheme: if zero_point.is_none() { "symmetric" } else { "asymmetric" }.to_owned(),
+            shape,
+            source_dtype: info(*scale).dtype.name().to_owned(),
+            zero_point: match zero_point {
+                None => Values::Inline(vec![0]),
+                Some(tensor) => Values::Tensor { tensor: info(tensor).name.clone() },
+            },
+        };
+        if let Some(input) = part(".input_scale") {
+            let scale = model.values(input, 0..info(input).elements().min(1), &mut Vec::new()).first().copied().unwrap_or(1.0);
+            let (min, max) = (scale * -128.0, scale * 127.0);
+            activations.insert(
+                module.to_owned(),
+                ActivationRecord { dtype: CodeType::Int8, max, min, observer: Method::new("min-max"), scale, zero_point: 0 },
+            );
+        }
+        let parts =
+            [".weight", ".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape", ".input_scale", ".input_zero_point"];
+        used.extend(parts.iter().filter_map(|suffix| part(suffix)));
+        tensors.insert(format!("{module}.weight"), record);
+    }
+    let kept = (model.tensors().iter().enumerate()).filter(|(tensor, _)| !used.contains(tensor));
+    Ok(Document {
+        activations,
+        calibration: None,
+        format: crate::outputs::document::FORMAT.to_owned(),
+        kept: kept.map(|(_, tensor)| (tensor.info.name.clone(), "not quantized".to_owned())).collect(),
+        output: OutputRecord { files: Vec::new(), form: crate::scheme::Scheme::FORM.to_owned() },
+        qtool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        recipe: Recipe::default(),
+        seed: 0,
+        source: SourceRecord { files: Vec::new() },
+        tensors,
+        version: crate::outputs::document::VERSION,
+    })
+}
+
+/// Two integers, as dimensions.
+fn integers(tensor: &ModelTensor) -> Option<Vec<usize>> {
+    let bytes = &tensor.data;
+    let numbers: Vec<i64> = match tensor.info.dtype {
+        Dtype::I64 => bytes.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect(),
+        Dtype::I32 => bytes.as_chunks::<4>().0.iter().map(|bytes| i64::from(i32::from_le_bytes(*bytes))).collect(),
+        _ => return None,
+    };
+    let numbers: Vec<usize> = numbers.into_iter().map(|number| usize::try_from(number).ok()).collect::<Option<_>>()?;
+    (numbers.len() == 2).then_some(numbers)
 }
 
 /// Model and sidecar as they would be in the plain form: codes under the weights' own names, unsigned where they are packed;
@@ -69,6 +171,12 @@ pub(crate) fn as_plain(model: Model, mut document: Document) -> Result<(Model, D
             let zero_points = by_name.remove(named.as_str()).ok_or_else(|| wrong("zero points"))?;
             let made = unpacked(tensor(zero_points), rows, groups, record.dtype.bits()).ok_or_else(|| wrong("zero points"))?;
             changed.insert(zero_points, Some(made));
+        }
+    }
+    // What they say of activations is in the sidecar too.
+    for layer in document.activations.keys() {
+        for name in [".input_scale", ".input_zero_point"] {
+            by_name.remove(&format!("{layer}{name}")).into_iter().for_each(|tensor| drop(changed.insert(tensor, None)));
         }
     }
     Ok((model.with_changed(changed), document))

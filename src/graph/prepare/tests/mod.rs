@@ -21,18 +21,18 @@ fn prepare_a_file() {
 }
 
 /// A node without attributes, named as its first output.
-pub(super) fn node(op_type: &str, input: &[&str], output: &[&str]) -> NodeProto {
+pub(in crate::graph) fn node(op_type: &str, input: &[&str], output: &[&str]) -> NodeProto {
     with(op_type, input, output, Vec::new())
 }
 
 /// A node, named as its first output.
-pub(super) fn with(op_type: &str, input: &[&str], output: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
+pub(in crate::graph) fn with(op_type: &str, input: &[&str], output: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
     let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     NodeProto { attribute, ..NodeProto::new(op_type, output[0].to_owned(), owned(input), owned(output)) }
 }
 
 /// A float value of so many dimensions.
-pub(super) fn value(name: &str, rank: usize) -> ValueInfoProto {
+pub(in crate::graph) fn value(name: &str, rank: usize) -> ValueInfoProto {
     let shape = TensorShapeProto { dim: vec![DimensionProto::default(); rank], ..TensorShapeProto::default() };
     let tensor = TensorTypeProto { elem_type: Some(1), shape: Some(Box::new(shape)), ..TensorTypeProto::default() };
     let kind = TypeProto { tensor_type: Some(Box::new(tensor)), ..TypeProto::default() };
@@ -40,7 +40,7 @@ pub(super) fn value(name: &str, rank: usize) -> ValueInfoProto {
 }
 
 /// A model that takes `x` and gives `y`.
-pub(super) fn model(rank: usize, node: Vec<NodeProto>, initializer: Vec<TensorProto>) -> ModelProto {
+pub(in crate::graph) fn model(rank: usize, node: Vec<NodeProto>, initializer: Vec<TensorProto>) -> ModelProto {
     let graph = GraphProto { node, initializer, input: vec![value("x", rank)], output: vec![value("y", rank)], ..GraphProto::default() };
     let opset_import = vec![OperatorSetIdProto { version: Some(13), ..OperatorSetIdProto::default() }];
     ModelProto { ir_version: Some(7), graph: Some(Box::new(graph)), opset_import, ..ModelProto::default() }

@@ -1,9 +1,10 @@
 //! Weight and bias of a convolution or a matrix product, with their channels.
 
-use super::SMALL;
+use super::index::GraphIndex;
+use super::prepare::SMALL;
 use crate::formats::onnx::proto::{NodeProto, TensorProto};
 use crate::formats::onnx::tensor::{BFLOAT16, FLOAT, FLOAT16};
-use crate::graph::index::GraphIndex;
+
 use crate::tensor::encode_f32;
 
 /// Which channel each element of a weight belongs to, row-major:
@@ -12,7 +13,7 @@ use crate::tensor::encode_f32;
 /// channel(i) = floor(i / group_len) * per_group + floor(i / inner) mod per_group
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Channels {
+pub(crate) struct Channels {
     /// Number of channels of one group.
     per_group: usize,
     /// Number of elements of one group.
@@ -20,39 +21,69 @@ pub(super) struct Channels {
     /// Number of elements between a channel and the next.
     inner: usize,
     /// Number of channels.
-    pub count: usize,
+    pub(crate) count: usize,
 }
 
 impl Channels {
-    fn of(self, element: usize) -> usize {
+    /// Channels along the last axis of so many elements.
+    pub(crate) fn columns(count: usize, elements: usize) -> Self {
+        Channels { per_group: count, group_len: elements, inner: 1, count }
+    }
+
+    /// The value of each element's channel, for so many elements.
+    pub(crate) fn spread<T: Copy>(self, by_channel: &[T], elements: usize) -> Vec<T> {
+        let mut spread = Vec::with_capacity(elements);
+        while spread.len() < elements {
+            let first = spread.len() / self.group_len * self.per_group;
+            let group = &by_channel[first..first + self.per_group];
+            match self.inner {
+                1 => spread.extend_from_slice(group),
+                inner => group.iter().for_each(|value| spread.extend(std::iter::repeat_n(*value, inner))),
+            }
+        }
+        spread
+    }
+
+    /// The largest magnitude of each channel.
+    pub(crate) fn largest(self, values: &[f32]) -> Vec<f32> {
+        let mut largest = vec![0f32; self.count];
+        for (i, value) in values.iter().enumerate() {
+            let largest = &mut largest[self.of(i)];
+            *largest = largest.max(value.abs());
+        }
+        largest
+    }
+
+    /// The channel of an element.
+    pub(crate) fn of(self, element: usize) -> usize {
         element / self.group_len * self.per_group + element / self.inner % self.per_group
     }
 }
 
 /// A node's constant weight and bias.
-pub(super) struct Layer<'g> {
-    pub node: &'g NodeProto,
-    pub weight: &'g TensorProto,
+pub(crate) struct Layer<'g> {
+    pub(crate) node: &'g NodeProto,
+    pub(crate) weight: &'g TensorProto,
     /// The weight's dimensions.
-    pub shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
     /// Channels of the output, in the weight.
-    pub output: Channels,
+    pub(crate) output: Channels,
     /// Channels of the input, in the weight.
-    pub input: Channels,
+    pub(crate) input: Channels,
     /// The bias as the node applies it, for each channel of the output; none if it has no bias.
     bias: Option<Vec<f64>>,
 }
 
 /// A new weight and bias, under the names that they get.
-pub(super) struct Folded {
-    pub weight: TensorProto,
-    pub bias: TensorProto,
+pub(crate) struct Folded {
+    pub(crate) weight: TensorProto,
+    pub(crate) bias: TensorProto,
 }
 
 impl<'g> Layer<'g> {
     /// The node's weight and bias, if it is a convolution or a matrix product with a constant weight in its second input,
     /// and a constant bias or none.
-    pub(super) fn of(index: &GraphIndex<'g>, node: &'g NodeProto) -> Option<Self> {
+    pub(crate) fn of(index: &GraphIndex<'g>, node: &'g NodeProto) -> Option<Self> {
         if !node.is_standard() || node.output.len() != 1 || node.attribute.iter().any(|attribute| !attribute.ref_attr_name.is_empty()) {
             return None;
         }
@@ -92,7 +123,7 @@ impl<'g> Layer<'g> {
     }
 
     /// The layer followed by `y * factor + offset` for each channel of its output.
-    pub(super) fn then(&self, index: &GraphIndex<'_>, factor: &[f64], offset: &[f64]) -> Option<Folded> {
+    pub(crate) fn then(&self, index: &GraphIndex<'_>, factor: &[f64], offset: &[f64]) -> Option<Folded> {
         if [factor.len(), offset.len()] != [self.output.count; 2] {
             return None;
         }
@@ -102,7 +133,7 @@ impl<'g> Layer<'g> {
     }
 
     /// The layer preceded by `x * factor + offset` for each channel of its input, which must not be padded.
-    pub(super) fn after(&self, index: &GraphIndex<'_>, factor: &[f64], offset: &[f64]) -> Option<Folded> {
+    pub(crate) fn after(&self, index: &GraphIndex<'_>, factor: &[f64], offset: &[f64]) -> Option<Folded> {
         if [factor.len(), offset.len()] != [self.input.count; 2] {
             return None;
         }
@@ -139,7 +170,7 @@ impl<'g> Layer<'g> {
 }
 
 /// A constant of a float type from f32 values, if all are finite once they are rounded to it.
-pub(super) fn tensor(name: String, code: i64, dims: &[i64], values: &[f32]) -> Option<TensorProto> {
+pub(crate) fn tensor(name: String, code: i64, dims: &[i64], values: &[f32]) -> Option<TensorProto> {
     let mut tensor = TensorProto::raw(name, code, dims, Vec::new());
     let dtype = tensor.dtype()?;
     let mut bytes = vec![0; values.len() * dtype.bytes()? as usize];
@@ -149,13 +180,13 @@ pub(super) fn tensor(name: String, code: i64, dims: &[i64], values: &[f32]) -> O
 }
 
 /// Whether a constant is of a type that f32 holds exactly.
-pub(super) fn is_float(tensor: &TensorProto) -> bool {
+pub(crate) fn is_float(tensor: &TensorProto) -> bool {
     matches!(tensor.data_type, Some(FLOAT | FLOAT16 | BFLOAT16))
 }
 
 /// The values of a constant that broadcasts to one value for each of `count` channels along the last axis, in at most
 /// `rank` dimensions.
-pub(super) fn spread(tensor: &TensorProto, count: usize, rank: usize) -> Option<Vec<f64>> {
+pub(crate) fn spread(tensor: &TensorProto, count: usize, rank: usize) -> Option<Vec<f64>> {
     let shape = tensor.shape().ok()?;
     let last = shape.last().copied().unwrap_or(1);
     if shape.len() > rank || shape.iter().rev().skip(1).any(|dim| *dim != 1) || !is_float(tensor) {
@@ -165,7 +196,7 @@ pub(super) fn spread(tensor: &TensorProto, count: usize, rank: usize) -> Option<
 }
 
 /// The values of a constant with one value for each of `count` channels along axis 1 of `rank` dimensions.
-pub(super) fn along_channels(tensor: &TensorProto, count: usize, rank: usize) -> Option<Vec<f64>> {
+pub(crate) fn along_channels(tensor: &TensorProto, count: usize, rank: usize) -> Option<Vec<f64>> {
     let shape = tensor.shape().ok()?;
     if shape.len() > rank || !is_float(tensor) {
         return None;
@@ -182,5 +213,23 @@ fn repeated(tensor: &TensorProto, size: usize, count: usize) -> Option<Vec<f64>>
         1 => Some(vec![f64::from(*values.first()?); count]),
         size if size == count => Some(values.into_iter().map(f64::from).collect()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_spread_is_what_each_element_belongs_to() {
+        // The inputs of a convolution [6, 2, 3] of 3 groups; its outputs; and the last axis of a matrix [4, 6].
+        for (channels, elements) in [
+            (Channels { per_group: 2, group_len: 12, inner: 3, count: 6 }, 36),
+            (Channels { per_group: 6, group_len: 36, inner: 6, count: 6 }, 36),
+            (Channels::columns(6, 24), 24),
+        ] {
+            let expected: Vec<usize> = (0..elements).map(|i| channels.of(i)).collect();
+            assert_eq!(channels.spread(&[0, 1, 2, 3, 4, 5], elements), expected);
+        }
     }
 }

@@ -89,7 +89,7 @@ pub(super) fn fold(
 }
 
 fn stored(values: &[f32]) -> Bytes {
-    let mut bytes = vec![0; values.len() * size_of::<f32>()];
+    let mut bytes = vec![0; size_of_val(values)];
     encode_f32(Dtype::F32, values, &mut bytes);
     bytes.into()
 }

@@ -2,6 +2,7 @@
 
 pub mod analyze;
 pub mod calibrate;
+pub mod check;
 mod checkpoint;
 mod layer_inputs;
 mod onnx;
@@ -21,7 +22,7 @@ use crate::outputs::onnx::rewrite::Chosen;
 use crate::outputs::staging;
 use crate::outputs::target::Target;
 use crate::outputs::{OUTPUTS, Output, OutputLayout, record};
-use crate::plan::{Decision, Plan};
+use crate::plan::{self, Decision, Plan};
 use crate::qat::{self, Trained};
 use crate::recipe::{Mode, Recipe};
 use crate::report::QuantizeReport;
@@ -138,7 +139,7 @@ impl Prepared {
         let mut notes: Vec<String> = onnx::already_quantized(&model).into_iter().collect();
         let (model, trained) = qat::import(onnx::ready(model, &request.recipe)?, &request.recipe)?;
         notes.extend(trained.notes.iter().cloned());
-        let model = form.ready(model, &request.recipe)?;
+        let model = form.ready(plan::declare(model, &request.recipe)?, &request.recipe)?;
         let mut plan = plan_of(&model, &request.recipe)?;
         trained.apply(&model, &mut plan)?;
         check_trained(&trained, &request)?;

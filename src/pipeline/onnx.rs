@@ -89,15 +89,19 @@ pub(super) fn ready(model: Model, recipe: &Recipe) -> Result<Model> {
         _ => PER_AXIS,
     };
     let mut onnx = model.into_onnx().expect("it is an ONNX model");
+    let custom = recipe.layers.clone();
+    if !custom.is_empty() {
+        onnx = into_model(onnx.file, custom.clone())?.into_onnx().expect("it is still one");
+    }
     if onnx.weights.layers.is_empty() {
-        return into_model(onnx.file);
+        return into_model(onnx.file, custom);
     }
     let path = onnx.file.path.clone();
     // First what does not depend on the version, as there is less to convert then.
     let before = weights_of_nodes(&onnx);
     prepare(&mut onnx.file.proto, PrepareOptions { fold_affine: recipe.mode == Mode::Static, ..PrepareOptions::default() });
     raise_opset(&mut onnx.file.proto, needed).map_err(|e| Error::malformed(&path, e))?;
-    let model = into_model(onnx.file)?;
+    let model = into_model(onnx.file, custom)?;
     let after = model.onnx().map(weights_of_nodes).unwrap_or_default();
     let renamed = after.into_iter().filter_map(|(node, (tensor, name))| {
         let (_, former) = before.get(&node).filter(|(_, former)| *former != name)?;

@@ -12,8 +12,10 @@
 //! anew from the ranges, whatever scales are stored; learned ones (`_LearnableFakeQuantize`, torchao) are taken as they
 //! are. The codes that a weight was trained for follow from ranges and scales ([`params`]). `docs/qat.md` has all rules.
 //!
-//! Left out: exported graphs (PT2E), whose state does not say which weight a fake quantizer is for; embeddings with float
-//! zero points; parametrizations other than fake quantizers.
+//! The state of exported graphs (PT2E) does not say which weight a fake quantizer is for; a recipe's `[[fake_quantizer]]` does.
+//! `convert_pt2e` does not show weights to observers again.
+//!
+//! Left out: embeddings with float zero points; parametrizations other than fake quantizers.
 
 mod fold;
 mod names;
@@ -21,7 +23,7 @@ mod params;
 mod state;
 mod weights;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, show_name};
 use crate::model::Model;
 use crate::outputs::document::ActivationRecord;
 use crate::plan::{Decision, Plan};
@@ -74,7 +76,10 @@ struct TrainedWeight {
 /// [`crate::Error::Tensor`] naming a tensor whose state cannot be what PyTorch saved, or is of a layout that is not read.
 pub(crate) fn import(model: Model, recipe: &Recipe) -> Result<(Model, Trained)> {
     let mut trained = Trained::default();
-    let quantizers = if model.onnx().is_some() || recipe.ignore_qat { Vec::new() } else { names::find(&model) };
+    let mut quantizers = if model.onnx().is_some() || recipe.ignore_qat { Vec::new() } else { names::find(&model) };
+    if !recipe.ignore_qat {
+        name_exported(&model, &mut quantizers, recipe)?;
+    }
     if quantizers.is_empty() {
         return Ok((model, trained));
     }
@@ -87,7 +92,7 @@ pub(crate) fn import(model: Model, recipe: &Recipe) -> Result<(Model, Trained)> 
                 Some(record) => drop(trained.activations.insert(name.clone(), record)),
                 None => unused += 1,
             },
-            Site::Weight(_) | Site::Parametrized(_) => {
+            Site::Weight(_) | Site::Parametrized(_) | Site::Exported { .. } => {
                 let found = weights::find(&model, &index, quantizer, &quantizers)?;
                 updated += usize::from(state.is_observing);
                 if found.stored_name != found.name {
@@ -110,6 +115,21 @@ pub(crate) fn import(model: Model, recipe: &Recipe) -> Result<(Model, Trained)> 
     Ok((model.with_layers(layers, "FakeQuantize").with_former_names(&former), trained))
 }
 
+/// Gives fake quantizers of exported graphs the weights that the recipe says they are for.
+fn name_exported(model: &Model, quantizers: &mut [FakeQuantizer], recipe: &Recipe) -> Result<()> {
+    for named in &recipe.fake_quantizers {
+        let is_numbered = |quantizer: &&mut FakeQuantizer| quantizer.root == named.name && matches!(quantizer.site, Site::Activation(_));
+        let Some(quantizer) = quantizers.iter_mut().find(is_numbered) else {
+            return Err(named.error("expected state of a fake quantizer of that name in the model, found none"));
+        };
+        if !model.tensors().iter().any(|tensor| tensor.info.name == named.weight) {
+            return Err(named.error(&format!("weight: expected a tensor {}, found none", show_name(&named.weight))));
+        }
+        quantizer.site = Site::Exported { weight: named.weight.clone(), batch_norm: named.batch_norm.clone() };
+    }
+    Ok(())
+}
+
 fn notes(trained: &Trained, updated: usize, unused: usize) -> Vec<String> {
     let (weights, activations) = (trained.weights.len(), trained.activations.len());
     let mut notes = vec![format!(
@@ -124,7 +144,9 @@ fn notes(trained: &Trained, updated: usize, unused: usize) -> Vec<String> {
         notes.push(format!("{unused} fake quantizers of activations have seen nothing and are left out"));
     }
     if weights == 0 {
-        notes.push("no weight has trained parameters of its own: their ranges are observed".into());
+        notes.push("no weight has trained parameters of its own: their ranges are observed (of an exported graph, [[fake_quantizer]] tables of a recipe name \
+             those of weights: docs/qat.md)"
+                .into());
     }
     notes
 }
@@ -133,7 +155,8 @@ fn notes(trained: &Trained, updated: usize, unused: usize) -> Vec<String> {
 fn activation(model: &Model, quantizer: &FakeQuantizer, state: &State, recipe: &Recipe) -> Result<Option<ActivationRecord>> {
     let [stored] = *state.params.as_slice() else {
         let message = format!("expected one scale of an activation, found {}", state.params.len());
-        let hint = "if it is for a weight, as in exported graphs, its name does not say for which; --ignore-qat observes weights anew";
+        let hint = "in exported graphs it may be for a weight: a recipe's [[fake_quantizer]] says for which (docs/qat.md); --ignore-qat \
+                    observes weights anew";
         return Err(model.tensor_error(named(quantizer), message).with_hint(hint));
     };
     let (codes, params) = match &state.watched {

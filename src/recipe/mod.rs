@@ -14,6 +14,7 @@
 //! weights = "keep"
 //! ```
 
+mod fake_quantizer;
 mod layer;
 mod pattern;
 mod place;
@@ -29,6 +30,7 @@ use crate::observers::custom::Observers;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
+pub use fake_quantizer::FakeQuantizer;
 pub use layer::CustomLayer;
 pub use pattern::Pattern;
 pub use rule::{Operators, Rule};
@@ -48,6 +50,9 @@ pub struct Recipe {
     pub settings: Settings,
     /// Tensors that stay as they are.
     pub exclude: Vec<Pattern>,
+    /// Which weights the numbered fake quantizers of an exported graph are for.
+    #[serde(rename = "fake_quantizer", skip_serializing_if = "Vec::is_empty")]
+    pub fake_quantizers: Vec<FakeQuantizer>,
     /// If not empty, only these are quantized, whatever their size.
     pub include: Vec<Pattern>,
     /// Whether state of quantization-aware training is treated as any other tensors. Default: false.
@@ -85,6 +90,7 @@ impl Default for Recipe {
             allow_non_finite: false,
             settings: Settings::default(),
             exclude: vec![],
+            fake_quantizers: vec![],
             include: vec![],
             ignore_qat: false,
             layers: vec![],

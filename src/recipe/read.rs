@@ -42,6 +42,9 @@ pub(super) fn parse(path: &Path, text: &str, is_complete: bool) -> Result<Recipe
         source.check(table, layer.contradiction())?;
         layer.place = Some(source.place(table.start));
     }
+    for (quantizer, table) in recipe.fake_quantizers.iter_mut().zip(&places.fake_quantizer) {
+        quantizer.place = Some(source.place(table.start));
+    }
     if is_complete {
         source.check_methods(&recipe, &places)?;
     }
@@ -58,6 +61,7 @@ struct Places {
     activations: Table,
     default: Table,
     exclude: Option<usize>,
+    fake_quantizer: Vec<Table>,
     layer: Vec<Table>,
     rule: Vec<Table>,
 }
@@ -141,6 +145,7 @@ impl<'t> Source<'t> {
             activations: places.activations.as_ref().map(table).unwrap_or_default(),
             default: places.default.as_ref().map(table).unwrap_or_default(),
             exclude: places.exclude.map(|raw| self.offset(raw.get())),
+            fake_quantizer: places.fake_quantizer.iter().map(table).collect(),
             layer: places.layer.iter().map(table).collect(),
             rule: places.rule.iter().map(table).collect(),
         };
@@ -192,6 +197,8 @@ struct JsonPlaces<'t> {
     #[serde(borrow)]
     exclude: Option<&'t RawValue>,
     #[serde(borrow)]
+    fake_quantizer: Vec<&'t RawValue>,
+    #[serde(borrow)]
     layer: Vec<&'t RawValue>,
     #[serde(borrow)]
     rule: Vec<&'t RawValue>,
@@ -205,6 +212,7 @@ struct TomlPlaces {
     activations: Option<TomlTable>,
     default: Option<TomlTable>,
     exclude: Option<Spanned<toml::Value>>,
+    fake_quantizer: Vec<TomlTable>,
     layer: Vec<TomlTable>,
     rule: Vec<TomlTable>,
 }
@@ -219,6 +227,7 @@ impl From<TomlPlaces> for Places {
             activations: places.activations.as_ref().map(table).unwrap_or_default(),
             default: places.default.as_ref().map(table).unwrap_or_default(),
             exclude: places.exclude.map(|value| value.span().start),
+            fake_quantizer: places.fake_quantizer.iter().map(table).collect(),
             layer: places.layer.iter().map(table).collect(),
             rule: places.rule.iter().map(table).collect(),
         }

@@ -188,6 +188,7 @@ fn the_schema_of_recipes_is_that_of_the_sidecars_recipe_and_of_the_reader() {
         ("{\"activations\": {\"unknown\": 1}}", "/properties/activations"),
         ("{\"rule\": [{\"unknown\": 1}]}", "/properties/rule/items"),
         ("{\"layer\": [{\"unknown\": 1}]}", "/properties/layer/items"),
+        ("{\"fake_quantizer\": [{\"unknown\": 1}]}", "/properties/fake_quantizer/items"),
         ("{\"observer\": [{\"unknown\": 1}]}", "/properties/observer/items"),
     ] {
         dir.write("r.json", table);

@@ -10,6 +10,7 @@ use super::weight_only::{dequantize, inputs};
 use crate::formats::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::formats::onnx::tensor::INT32;
 use crate::graph::activations::QuantizedValues;
+use crate::graph::pairs::Given;
 use crate::graph::scopes::TOP;
 use crate::graph::weights::Layer;
 use crate::quant::params::Params;
@@ -46,7 +47,11 @@ struct Pair {
 
 impl<'v> Static<'v> {
     pub(super) fn new(style: Style, values: &'v QuantizedValues, params: &'v BTreeMap<String, Params>) -> Self {
-        Static { style, values, params, done: BTreeMap::new(), changed: BTreeMap::new() }
+        let pair = |(value, given): (&String, &Given)| {
+            let Given { codes, scale, zero_point, .. } = given.clone();
+            (value.clone(), Pair { codes, scale, zero_point, floats: value.clone() })
+        };
+        Static { style, values, params, done: values.given.iter().map(pair).collect(), changed: BTreeMap::new() }
     }
 
     /// Quantizes the outputs of layers, for all who take them.
@@ -117,10 +122,28 @@ impl<'v> Static<'v> {
     }
 
     /// QLinearConv.
-    fn convolution(&self, rewriter: &mut Rewriter<'_>, number: usize, layer: &Layer, input: &Pair, mut node: NodeProto) -> Vec<NodeProto> {
+    fn convolution(
+        &mut self,
+        rewriter: &mut Rewriter<'_>,
+        number: usize,
+        layer: &Layer,
+        input: &Pair,
+        mut node: NodeProto,
+    ) -> Vec<NodeProto> {
         let weight = rewriter.weight(layer, layer.path.transposed);
-        let output = &self.done[&self.values.outputs[&number].value];
-        let original = &rewriter.indexes[TOP].graph.node[layer.node];
+        let nodes = &rewriter.indexes[TOP].graph.node;
+        let original = &nodes[layer.node];
+        let output = match self.values.given_outputs.get(&number) {
+            // The model's own QuantizeLinear goes, and its parameters are the operator's.
+            Some(quantize) => {
+                self.changed.insert(*quantize, Vec::new());
+                let Some([_, scale, zero_point]) = nodes[*quantize].input.first_chunk() else { return vec![node] };
+                let codes = nodes[*quantize].output[0].clone();
+                node.output[0].clone_from(&codes);
+                &Pair { codes, scale: scale.clone(), zero_point: zero_point.clone(), floats: String::new() }
+            }
+            None => &self.done[&self.values.outputs[&number].value],
+        };
         let bias = original.input(2).and_then(|bias| self.bias(rewriter, layer, &original.input[0], bias));
         let WeightNames { codes, scale, zero_point, .. } = weight;
         node.op_type = "QLinearConv".into();
@@ -162,12 +185,17 @@ impl<'v> Static<'v> {
     /// The codes of a constant bias, int32 of scale `input scale * weight scale`, if its shape and that of the scales fit.
     fn bias(&self, rewriter: &mut Rewriter<'_>, layer: &Layer, input: &str, bias: &str) -> Option<Pair> {
         let values = rewriter.indexes[TOP].constant(bias).and_then(TensorProto::to_floats)?;
-        let (tensor, _) = rewriter.scheme(layer)?;
+        let (tensor, scheme) = rewriter.scheme(layer)?;
         let (channels, weights) = (values.len(), &rewriter.params[&tensor]);
         let input_scale = self.params[input].scale;
         let scales: Vec<f32> = weights.iter().map(|params| input_scale * params.scale).collect();
         let scale_of = |channel: usize| if scales.len() == 1 { scales[0] } else { scales[channel] };
         if scales.len() != 1 && scales.len() != channels {
+            return None;
+        }
+        // Trained scales are not raised for a bias that does not fit.
+        let fits = |(i, value): (usize, &f32)| f64::from(value.abs()) / f64::from(scale_of(i)) < f64::from(i32::MAX);
+        if scheme.trained.is_some() && !values.iter().enumerate().all(fits) {
             return None;
         }
         let codes: Vec<u8> = values.iter().enumerate().flat_map(|(i, value)| bias_code(*value, scale_of(i)).to_le_bytes()).collect();

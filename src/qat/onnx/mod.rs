@@ -27,6 +27,7 @@ use crate::graph::names::Names;
 use crate::graph::onnx_model::into_model;
 use crate::graph::pairs::{self, Given, Linear};
 use crate::graph::prepare::fuse_biases;
+use crate::graph::sweep;
 use crate::method::Method;
 use crate::model::Model;
 use crate::outputs::document::ActivationRecord;
@@ -69,6 +70,7 @@ pub(super) fn import(model: Model) -> Result<(Model, Trained)> {
     let Some(mut graph) = file.proto.graph.take() else {
         return Ok((into_model(file)?, Trained::default()));
     };
+    let unused = sweep::unused(&graph);
     check(&GraphIndex::new(&graph)).map_err(wrong)?;
     let weights = weights::fold(&mut graph, &mut names).map_err(wrong)?;
     fuse_biases(&mut graph);
@@ -81,6 +83,7 @@ pub(super) fn import(model: Model) -> Result<(Model, Trained)> {
     for (value, given) in &inserted {
         activations.entry(value.clone()).or_insert_with(|| record(given.dtype, given.dtype.grid(), given));
     }
+    sweep::remove(&mut graph, &unused);
     file.proto.graph = Some(graph);
     let model = into_model(file)?;
     let mut types = activations.values().map(|record| record.dtype);

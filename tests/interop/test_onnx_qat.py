@@ -250,11 +250,13 @@ def every_case(function):
 
 
 def constants(model):
-    """Every constant, by name: initializers and Constant nodes."""
+    """Every constant, by name: initializers, Constant nodes, and what Identity gives other names."""
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
             found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+        if node.op_type == "Identity" and node.input[0] in found:
+            found[node.output[0]] = found[node.input[0]]
     return found
 
 

@@ -199,9 +199,11 @@ impl<'a> Rewriter<'a> {
         let Rewriter { onnx, edits, deferred, imports, .. } = self;
         let mut proto = onnx.file.proto.clone();
         let mut edits: Vec<Option<Edits>> = edits.into_iter().map(Some).collect();
-        let unused: Vec<HashSet<String>> = scopes::scopes(&proto).iter().map(|scope| sweep::unused(scope.graph)).collect();
+        let mut unused: Vec<HashSet<String>> = scopes::scopes(&proto).iter().map(|scope| sweep::unused(scope.graph)).collect();
         scopes::for_each_mut(&mut proto, &mut |number, graph| {
             if let Some(edits) = edits.get_mut(number).and_then(Option::take) {
+                // Parameters that are stored in another shape too stay, to be found by name.
+                unused[number].extend(edits.initializers.iter().map(|tensor| tensor.name.clone()));
                 edits.apply(graph);
                 sweep::remove(graph, &unused[number]);
             }

@@ -2,6 +2,7 @@
 
 pub mod analyze;
 pub mod calibrate;
+pub mod check;
 mod checkpoint;
 mod layer_inputs;
 mod onnx;
@@ -22,7 +23,7 @@ use crate::outputs::onnx::rewrite::Chosen;
 use crate::outputs::staging;
 use crate::outputs::target::Target;
 use crate::outputs::{OUTPUTS, Output, OutputLayout, record};
-use crate::plan::{Decision, Plan};
+use crate::plan::{self, Decision, Plan};
 use crate::qat::{self, Trained};
 use crate::recipe::{MODES, Mode, Recipe};
 use crate::report::QuantizeReport;
@@ -144,7 +145,7 @@ impl Prepared {
             // Operators take codes of one type.
             request.recipe.activations.dtype = codes;
         }
-        let model = form.ready(model, &request.recipe)?;
+        let model = form.ready(plan::declare(model, &request.recipe)?, &request.recipe)?;
         check_trained(&trained, &request)?;
         let mut plan = match trained.is_of_graph() {
             // What was trained is quantized whatever its size.

@@ -92,21 +92,25 @@ pub(super) fn ready(model: Model, recipe: &Recipe) -> Result<Model> {
     };
     let has_pairs = qat::onnx::has_pairs(&model);
     let mut onnx = model.into_onnx().expect("it is an ONNX model");
-    if let (true, true, Some(mut graph)) = (has_pairs, recipe.ignore_qat, onnx.file.proto.graph.clone()) {
+    let custom = recipe.layers.clone();
+    let is_stripped = has_pairs && recipe.ignore_qat;
+    if let (true, Some(mut graph)) = (is_stripped, onnx.file.proto.graph.clone()) {
         let mut names = Names::of(&onnx.file.proto);
         qat::onnx::strip(&mut graph, &mut names).map_err(|e| Error::malformed(&onnx.file.path, e))?;
         onnx.file.proto.graph = Some(graph);
-        onnx = into_model(onnx.file)?.into_onnx().expect("it is an ONNX model");
     }
-    if onnx.weights.layers.is_empty() && !has_pairs {
-        return into_model(onnx.file);
+    if is_stripped || !custom.is_empty() {
+        onnx = into_model(onnx.file, custom.clone())?.into_onnx().expect("it is still one");
+    }
+    if onnx.weights.layers.is_empty() && (is_stripped || !has_pairs) {
+        return into_model(onnx.file, custom);
     }
     let path = onnx.file.path.clone();
     // First what does not depend on the version, as there is less to convert then.
     let before = weights_of_nodes(&onnx);
     prepare(&mut onnx.file.proto, PrepareOptions { fold_affine: recipe.mode == Mode::Static, ..PrepareOptions::default() });
     raise_opset(&mut onnx.file.proto, needed).map_err(|e| Error::malformed(&path, e))?;
-    let model = into_model(onnx.file)?;
+    let model = into_model(onnx.file, custom)?;
     let after = model.onnx().map(weights_of_nodes).unwrap_or_default();
     let renamed = after.into_iter().filter_map(|(node, (tensor, name))| {
         let (_, former) = before.get(&node).filter(|(_, former)| *former != name)?;

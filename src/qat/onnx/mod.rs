@@ -24,7 +24,7 @@ use crate::error::{Error, Result, show_name};
 use crate::formats::onnx::proto::NodeProto;
 use crate::graph::index::GraphIndex;
 use crate::graph::names::Names;
-use crate::graph::onnx_model::into_model;
+use crate::graph::onnx_model::{OnnxModel, into_model};
 use crate::graph::pairs::{self, Given, Linear};
 use crate::graph::prepare::fuse_biases;
 use crate::graph::sweep;
@@ -63,12 +63,12 @@ pub(crate) fn has_pairs(model: &Model) -> bool {
 /// [`Error::Malformed`] naming the node and the constant: a scale that is no constant or not positive and finite, a zero point
 /// of another shape or type, an axis that there is not, or a constant that is quantized in several ways.
 pub(super) fn import(model: Model) -> Result<(Model, Trained)> {
-    let mut file = model.into_onnx().expect("the caller has looked").file;
+    let OnnxModel { mut file, custom, .. } = model.into_onnx().expect("the caller has looked");
     let wrong =
         |message: String| Error::malformed(&file.path, message).with_hint("--ignore-qat takes the pairs out and observes ranges anew");
     let mut names = Names::of(&file.proto);
     let Some(mut graph) = file.proto.graph.take() else {
-        return Ok((into_model(file)?, Trained::default()));
+        return Ok((into_model(file, custom)?, Trained::default()));
     };
     let unused = sweep::unused(&graph);
     check(&GraphIndex::new(&graph)).map_err(wrong)?;
@@ -85,7 +85,7 @@ pub(super) fn import(model: Model) -> Result<(Model, Trained)> {
     }
     sweep::remove(&mut graph, &unused);
     file.proto.graph = Some(graph);
-    let model = into_model(file)?;
+    let model = into_model(file, custom)?;
     let mut types = activations.values().map(|record| record.dtype);
     let first = types.next();
     let activation_codes = first.filter(|first| types.all(|other| other == *first));

@@ -153,6 +153,32 @@ def stored():
     return b.model(b.pair(b.node("Conv", [x, w, bias]), 0.1, 128), [1, 5, 4, 4])
 
 
+def limited():
+    """A weight that is limited before it is quantized, one that is transposed before, and a quantized constant that is added."""
+    b = Builder([3, 300])
+    x = b.pair("x", 0.02, 128)
+    b.constant("w0", b.rng.normal(0, 0.1, [240, 300]).astype(np.float32))
+    w = b.pair(b.node("Transpose", ["w0"], perm=[1, 0]), b.rng.uniform(0.001, 0.002, 240), 0, INT8, axis=1)
+    x = b.pair(b.node("MatMul", [x, w]), 0.05, 128)
+    b.constant("w1", b.rng.normal(0, 0.1, [240, 8]).astype(np.float32))
+    limits = [b.constant("low", np.float32(-0.127)), b.constant("high", np.float32(0.127))]
+    w = b.pair(b.node("Clip", ["w1", *limits], "w1_clipped"), 0.001, 0, INT8)
+    x = b.pair(b.node("MatMul", [x, w]), 0.02, 128)
+    added = b.pair(b.constant("added", b.rng.normal(0, 1, [8]).astype(np.float32)), 0.01, 120)
+    return b.model(b.pair(b.node("Add", [x, added]), 0.03, 128), [3, 8])
+
+
+def tied():
+    """A table that is looked up in float, and as a weight is quantized in two layers."""
+    b = Builder([2, 6])
+    w = b.weight("table", [6, 6], axis=1)
+    x = b.pair("x", 0.02, 128)
+    y = b.pair(b.node("MatMul", [x, w]), 0.05, 128)
+    y = b.pair(b.node("MatMul", [y, w]), 0.05, 128)
+    row = b.node("Gather", ["table", b.constant("index", np.int64([1, 4]))])
+    return b.model(b.node("Add", [y, row]), [2, 6])
+
+
 def clipped():
     """An output without a pair whose range a Clip tells."""
     b = Builder([1, 3, 8, 8])
@@ -185,6 +211,8 @@ CASES = {
     "shared": (shared, {"QLinearConv": 3, "QLinearAdd": 1, "Conv": 0}),
     "stored": (stored, {"QLinearConv": 1, "Conv": 0}),
     "partly": (partly, {"QLinearConv": 0}),
+    "limited": (limited, {"QLinearMatMul": 2, "QLinearAdd": 1, "MatMul": 0, "Transpose": 0}),
+    "tied": (tied, {"QLinearMatMul": 2, "MatMul": 0}),
 }
 
 
@@ -249,6 +277,10 @@ def every_case(function):
     return pytest.mark.parametrize("name", CASES)(function)
 
 
+# Cases in which every constant goes to its pair as it is.
+DIRECT = [name for name in CASES if name != "limited"]
+
+
 def constants(model):
     """Every constant, by name: initializers, Constant nodes, and what Identity gives other names."""
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -299,7 +331,7 @@ def trained_weights(model):
     return found
 
 
-@every_case
+@pytest.mark.parametrize("name", DIRECT)
 def test_weights_are_quantized_as_they_were_trained(taken, name):
     trained, ours, sidecar = taken(name)
     known, expected = constants(ours), trained_weights(trained)
@@ -319,6 +351,24 @@ def test_weights_are_quantized_as_they_were_trained(taken, name):
         assert node.op_type != "QuantizeLinear" or node.input[0] not in known, node
 
 
+def test_weights_that_are_transposed_or_limited_first(taken):
+    trained, ours, sidecar = taken("limited")
+    exposed = onnx.ModelProto.FromString(trained.SerializeToString())
+    made = producers(trained)
+    products = [node for node in trained.graph.node if node.op_type == "MatMul"]
+    codes = {name: made[node.input[1]].input[0] for name, node in zip(["w0", "w1_clipped"], products)}
+    exposed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.INT8, None) for name in codes.values())
+    expected = dict(zip(codes, session(exposed, optimize=False).run(list(codes.values()), feeds_of(trained)[0])))
+    known = constants(ours)
+    assert sidecar["tensors"].keys() == codes.keys()
+    assert sidecar["tensors"]["w0"]["axis"] == 0 and len(sidecar["tensors"]["w0"]["scale"]) == 240
+    assert np.array_equal(known["w0_transposed_quantized"], expected["w0"])
+    assert np.array_equal(known["w1_clipped_quantized"], expected["w1_clipped"])
+    assert np.abs(known["w1_clipped_quantized"].astype(int)).max() == 127
+    # The constant that is added is codes too.
+    assert not any(node.op_type == "QuantizeLinear" and node.input[0] in known for node in ours.graph.node)
+
+
 def activation_params(model):
     """What QuantizeLinear nodes of values that are no constants say, each once."""
     known = constants(model)
@@ -326,7 +376,7 @@ def activation_params(model):
     return {(known[node.input[1]].tobytes(), known[node.input[2]].tobytes(), known[node.input[2]].dtype) for node in nodes}
 
 
-@every_case
+@pytest.mark.parametrize("name", DIRECT)
 def test_activations_are_quantized_as_they_were_trained(taken, name):
     trained, ours, sidecar = taken(name)
     assert activation_params(ours) == activation_params(trained)

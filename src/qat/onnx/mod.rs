@@ -7,7 +7,7 @@
 //! 4. [`apply`]: weights are quantized as they were trained; what stays in float, and why.
 //!
 //! The pairs of activations stay in the graph as they are, so that every value is quantized where training quantized it and
-//! nowhere else. Layers between them are then written as those of any static model. [`strip`] takes all pairs out instead.
+//! nowhere else. Layers between them are then written as those of any static model. [`strip`](mod@strip) takes all pairs out instead.
 //!
 //! Pairs in bodies of control flow and in functions are left alone.
 

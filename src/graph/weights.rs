@@ -191,7 +191,8 @@ fn trace<'g>(scopes: &[Scope<'g>], indexes: &[GraphIndex<'g>], scope: usize, val
     }
 }
 
-fn swaps_last_two(node: &NodeProto) -> bool {
+/// Whether a Transpose swaps the last two axes, as it says itself.
+pub(crate) fn swaps_last_two(node: &NodeProto) -> bool {
     let Some(perm) = node.attribute("perm").map(|attribute| &attribute.ints) else { return false };
     let rank = perm.len() as i64;
     rank >= 2

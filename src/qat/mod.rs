@@ -13,12 +13,13 @@
 //! are. The codes that a weight was trained for follow from ranges and scales ([`params`]). `docs/qat.md` has all rules.
 //!
 //! The state of exported graphs (PT2E) does not say which weight a fake quantizer is for; a recipe's `[[fake_quantizer]]` does.
-//! `convert_pt2e` does not show weights to observers again.
+//! `convert_pt2e` does not show weights to observers again. ONNX models have their quantization in the graph: [`onnx`].
 //!
 //! Left out: embeddings with float zero points; parametrizations other than fake quantizers.
 
 mod fold;
 mod names;
+pub(crate) mod onnx;
 mod params;
 mod state;
 mod weights;
@@ -53,6 +54,8 @@ pub(crate) struct Trained {
     pub activations: BTreeMap<String, ActivationRecord>,
     /// What the user is told.
     pub notes: Vec<String>,
+    /// Of an ONNX model, what its graph said.
+    graph: Option<onnx::TrainedGraph>,
 }
 
 /// How a weight is quantized.
@@ -73,8 +76,13 @@ struct TrainedWeight {
 ///
 /// # Errors
 ///
-/// [`crate::Error::Tensor`] naming a tensor whose state cannot be what PyTorch saved, or is of a layout that is not read.
+/// [`crate::Error::Tensor`] naming a tensor whose state cannot be what PyTorch saved, or is of a layout that is not read; for
+/// ONNX models as [`onnx::import`].
 pub(crate) fn import(model: Model, recipe: &Recipe) -> Result<(Model, Trained)> {
+    if onnx::has_pairs(&model) && !recipe.ignore_qat {
+        name_exported(&model, &mut [], recipe)?;
+        return onnx::import(model);
+    }
     let mut trained = Trained::default();
     let mut quantizers = if model.onnx().is_some() || recipe.ignore_qat { Vec::new() } else { names::find(&model) };
     if !recipe.ignore_qat {
@@ -198,16 +206,30 @@ fn not_from_ranges(model: &Model, quantizer: &FakeQuantizer) -> Error {
 impl Trained {
     /// Whether nothing was.
     pub(crate) fn is_empty(&self) -> bool {
-        self.weights.is_empty() && self.activations.is_empty()
+        self.weights.is_empty() && self.activations.is_empty() && self.graph.as_ref().is_none_or(onnx::TrainedGraph::is_empty)
     }
 
-    /// Quantizes the weights of `plan` as they were trained, apart from those that are kept in float.
+    /// Whether it is what the graph of an ONNX model said.
+    pub(crate) fn is_of_graph(&self) -> bool {
+        self.graph.is_some()
+    }
+
+    /// The type of codes that all activations of a graph were trained for, if it is one.
+    pub(crate) fn activation_codes(&self) -> Option<CodeType> {
+        self.graph.as_ref()?.activation_codes
+    }
+
+    /// Quantizes the weights of `plan` as they were trained, apart from those that are kept in float. `is_calibrated` if samples
+    /// or statistics will tell ranges. Returns what the user is told.
     ///
     /// # Errors
     ///
     /// [`crate::Error::Tensor`] if the codes that the recipe asks for do not hold those a weight was trained for;
     /// [`crate::Error::NonFinite`] if the weight holds NaN or infinities.
-    pub(crate) fn apply(&self, model: &Model, plan: &mut Plan) -> Result<()> {
+    pub(crate) fn apply(&self, model: &Model, plan: &mut Plan, is_calibrated: bool) -> Result<Vec<String>> {
+        if let Some(graph) = &self.graph {
+            return graph.apply(model, plan, is_calibrated);
+        }
         for (tensor, decision) in plan.decisions.iter_mut().enumerate() {
             let info = &model.tensors()[tensor].info;
             let (Decision::Quantize(scheme), Some(weight)) = (decision, self.weights.get(&info.name)) else { continue };
@@ -240,7 +262,7 @@ impl Trained {
             scheme.arithmetic = Arithmetic::of(Convention::Torch, info.dtype);
             scheme.trained = Some(params.into());
         }
-        Ok(())
+        Ok(Vec::new())
     }
 }
 

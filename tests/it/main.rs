@@ -13,6 +13,7 @@ mod golden;
 mod interruption;
 mod library;
 mod onnx_compare;
+mod onnx_qat;
 mod onnx_quantize;
 mod onnx_reading;
 mod options;

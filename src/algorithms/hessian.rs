@@ -174,18 +174,24 @@ impl Factor {
     }
 }
 
+/// Sums that are kept in registers at a time. With all of [`WIDTH`], what the compiler makes of it is 3 times (AVX2) to 40 times
+/// (AVX-512) slower.
+const AT_A_TIME: usize = WIDTH / 2;
+
 dispatched! {
     /// `sums[k] += sum over a of panel[a][k] * errors[a]`, in the order of `a`.
     fn add_errors(panel: &[[f32; WIDTH]], errors: &[Lane], sums: &mut [Lane; WIDTH]) -> () {
-        let mut local = *sums;
-        for (coefficients, errors) in panel.iter().zip(errors) {
-            for (sums, coefficient) in local.iter_mut().zip(coefficients) {
-                for (sum, error) in sums.iter_mut().zip(errors) {
-                    *sum = coefficient.mul_add(*error, *sum);
+        for first in (0..WIDTH).step_by(AT_A_TIME) {
+            let mut local: [Lane; AT_A_TIME] = std::array::from_fn(|k| sums[first + k]);
+            for (coefficients, errors) in panel.iter().zip(errors) {
+                for k in 0..AT_A_TIME {
+                    for r in 0..LANES {
+                        local[k][r] = coefficients[first + k].mul_add(errors[r], local[k][r]);
+                    }
                 }
             }
+            sums[first..][..AT_A_TIME].copy_from_slice(&local);
         }
-        *sums = local;
     }
 }
 

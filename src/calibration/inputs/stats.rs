@@ -8,6 +8,7 @@ use super::sums::{self, FixedSums, LARGEST_SUM};
 use crate::algorithms::blocks::{BLOCK, Blocks, SIDE, add_short_products, block_count};
 use crate::calibration::stats::Refusal;
 use crate::quant::kernel::min_max;
+use crate::simd::dispatched;
 use crate::stream::for_each_on_threads;
 
 /// Rows whose products are summed in floats before they are added in fixed point.
@@ -87,12 +88,8 @@ impl InputStats {
             let wide = &mut wide[..rows * side];
             let (mut sums, mut squares) = (vec![0f64; features], vec![0f64; features]);
             for (row, wide) in piece.chunks_exact(features).zip(wide.chunks_exact_mut(side)) {
-                for (i, value) in row.iter().enumerate() {
-                    wide[i] = *value;
-                    sums[i] += f64::from(*value);
-                    squares[i] += f64::from(*value) * f64::from(*value);
-                    self.abs_max[i] = self.abs_max[i].max(value.abs());
-                }
+                wide[..features].copy_from_slice(row);
+                add_row(row, &mut sums, &mut squares, &mut self.abs_max);
             }
             self.rows += rows as u64;
             self.check_size()?;
@@ -210,6 +207,18 @@ pub(crate) struct InputParts {
 /// Row and column of each entry, row by row.
 fn lower_triangle(n: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..n).flat_map(|i| (0..=i).map(move |j| (i, j)))
+}
+
+dispatched! {
+    /// Adds each value, its square and its magnitude to what is known of its feature.
+    fn add_row(row: &[f32], sums: &mut [f64], squares: &mut [f64], abs_max: &mut [f32]) -> () {
+        for (((value, sum), square), largest) in row.iter().zip(sums).zip(squares).zip(abs_max) {
+            let exact = f64::from(*value);
+            *sum += exact;
+            *square += exact * exact;
+            *largest = largest.max(value.abs());
+        }
+    }
 }
 
 #[cfg(test)]

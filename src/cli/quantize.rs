@@ -5,10 +5,10 @@ use super::options::{self, DurabilityValue, parse_size};
 use super::progress::Bar;
 use clap::{Args, ValueEnum};
 use qtool::method::Method;
-use qtool::outputs::{OUTPUTS, Output};
+use qtool::outputs::{OUTPUTS, Output, recorded_form};
 use qtool::pipeline::{CalibrationRequest, Destination, HashSource, Prepared, Request};
 use qtool::quant::scheme::{CodeType, Convention, Granularity};
-use qtool::recipe::{Mode, Pattern, Recipe};
+use qtool::recipe::{MODES, Mode, Pattern, Recipe};
 use qtool::report::terminal;
 use qtool::scheme::{SCHEMES, Scheme};
 use qtool::target::{TARGETS, Target};
@@ -31,6 +31,9 @@ pub(super) struct Arguments {
     /// Form of the output
     #[arg(long, value_parser = output_names())]
     format: Option<String>,
+    /// Write the weights as the floats that their codes stand for, in their own types: as --format fake-quant
+    #[arg(long, conflicts_with = "format")]
+    fake_quant: bool,
     /// What is quantized: auto, weight-only, dynamic or static; auto is static with samples, else dynamic for matrix
     /// products of ONNX models, and weight-only for the rest [default: auto]
     #[arg(long, value_parser = value::<Mode>)]
@@ -149,6 +152,9 @@ pub(super) struct Arguments {
     verbose: bool,
 }
 
+/// The form that --fake-quant is short for.
+const FAKE_QUANT: &str = "fake-quant";
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Symmetry {
     Symmetric,
@@ -264,7 +270,12 @@ impl Arguments {
         recipe.mode = self.mode.unwrap_or(recipe.mode);
         recipe.op_types.extend(self.op_types.iter().cloned());
         let named = |name: &String| *OUTPUTS.iter().find(|output| output.name() == name).expect("clap has checked the name");
-        let form = self.format.clone().or_else(|| scheme.map(|_| Scheme::FORM.to_owned()));
+        let fake_quant = self.fake_quant.then(|| FAKE_QUANT.to_owned());
+        let form = self.format.clone().or(fake_quant).or_else(|| scheme.map(|_| Scheme::FORM.to_owned()));
+        if let (Some(FAKE_QUANT), Some(mode @ (Mode::Dynamic | Mode::Static))) = (form.as_deref(), self.mode) {
+            let (_, mode) = MODES.iter().find(|entry| entry.0 == mode).expect("every mode has a name");
+            return Err(qtool::Error::Usage(format!("--mode: expected weight-only with --format {FAKE_QUANT}, found {mode}")));
+        }
         let form: Option<&'static dyn Output> = form.as_ref().map(named);
         Ok(Request {
             model: self.model.clone(),
@@ -277,6 +288,7 @@ impl Arguments {
             },
             recipe,
             form,
+            recorded_form: self.recipe.as_deref().and_then(recorded_form),
             read: self.read.options(),
             threads: self.threads.count(),
             max_memory: self.max_memory,

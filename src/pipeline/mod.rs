@@ -20,7 +20,7 @@ use crate::outputs::document::{self, ActivationRecord, Document, FileRecord};
 use crate::outputs::onnx::rewrite::Chosen;
 use crate::outputs::staging;
 use crate::outputs::target::Target;
-use crate::outputs::{OUTPUTS, Output, OutputLayout, record};
+use crate::outputs::{OUTPUTS, Output, OutputLayout, fake_quant, record};
 use crate::plan::{Decision, Plan};
 use crate::qat::{self, Trained};
 use crate::recipe::{Mode, Recipe};
@@ -56,8 +56,11 @@ pub struct Request {
     pub destination: Destination,
     /// What is asked for.
     pub recipe: Recipe,
-    /// The form of the output. Default: the first of [`OUTPUTS`] that is for the model.
+    /// The form of the output. Default: that of the run that the recipe is of, else the first of [`OUTPUTS`], that is for the
+    /// model.
     pub form: Option<&'static dyn Output>,
+    /// The form of the run whose sidecar the recipe is, as [`recorded_form`](crate::outputs::recorded_form) finds it.
+    pub recorded_form: Option<&'static dyn Output>,
     /// Where ranges of activations come from.
     pub calibration: CalibrationRequest,
     /// Bounds of the reader.
@@ -85,6 +88,7 @@ impl Request {
             destination: Destination::default(),
             recipe: Recipe::default(),
             form: None,
+            recorded_form: None,
             calibration: CalibrationRequest::default(),
             read: ReadOptions::default(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -123,7 +127,8 @@ impl Prepared {
     pub fn new(mut request: Request) -> Result<Self> {
         let model = formats::open(&request.model, &request.read)?;
         refuse_own_output(&model)?;
-        let form = request.form.unwrap_or_else(|| default_form(&model));
+        let recorded = request.recorded_form.filter(|form| form.is_for(&model));
+        let form = request.form.or(recorded).unwrap_or_else(|| default_form(&model));
         request.recipe.settings.convention.get_or_insert_with(|| form.convention(&model));
         form.adapt(&mut request.recipe);
         match (request.recipe.mode, request.calibration.is_empty()) {
@@ -136,7 +141,8 @@ impl Prepared {
         }
         onnx::check_codes(&request.recipe, form)?;
         let mut notes: Vec<String> = onnx::already_quantized(&model).into_iter().collect();
-        let (model, trained) = qat::import(onnx::ready(model, &request.recipe)?, &request.recipe)?;
+        let model = if form.keeps_graph() { onnx::as_given(model)? } else { onnx::ready(model, &request.recipe)? };
+        let (model, trained) = qat::import(model, &request.recipe)?;
         notes.extend(trained.notes.iter().cloned());
         let model = form.ready(model, &request.recipe)?;
         let mut plan = plan_of(&model, &request.recipe)?;
@@ -159,7 +165,7 @@ impl Prepared {
         if let Some(path) = &request.emit_recipe {
             staging::check_free(path, request.destination.force)?;
         }
-        let target = Target::choose(&request.destination, &model, request.recipe.settings.weights.name(), true)?;
+        let target = Target::choose(&request.destination, &model, &form.tag(request.recipe.settings.weights), true)?;
         let any = onnx::placeholders(&model, &plan);
         let layout = form.lay_out(&model, &plan, &any, &target.name())?;
         for beside in layout.files.iter().rev().skip(1).filter(|_| !target.is_directory) {
@@ -187,7 +193,7 @@ impl Prepared {
             self.notes.extend(notes);
         }
         let (mut activations, mut integer_share, mut findings) = (None, None, None);
-        if self.form.needs_params() {
+        if self.form.needs_params(&self.model) {
             // **Observes** and **chooses** before, as the layout holds the parameters.
             let threads = self.threads();
             let Prepared { request, model, plan, notes, .. } = &mut self;
@@ -386,7 +392,7 @@ fn refuse_own_output(model: &Model) -> Result<()> {
         let bytes = file.bytes().len() as u64;
         document.output.files.iter().any(|record| record.name == file.name() && record.bytes == bytes)
     };
-    if document.tensors.is_empty() || !model.files().iter().all(listed) {
+    if document.tensors.is_empty() || document.output.form == fake_quant::NAME || !model.files().iter().all(listed) {
         return Ok(());
     }
     let found = format!("model: expected a float model, found an output of qtool, as {} says", show_path(&sidecar));

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::formats::onnx::proto::{NodeProto, TensorProto};
 use crate::formats::onnx::tensor::element_type;
 use crate::graph::activations::RangeSource;
+use crate::graph::given;
 use crate::graph::index::GraphIndex;
 use crate::graph::onnx_model::{OnnxModel, into_model};
 use crate::graph::prepare::{PrepareOptions, prepare};
@@ -105,6 +106,17 @@ pub(super) fn ready(model: Model, recipe: &Recipe) -> Result<Model> {
     });
     let renamed = renamed.collect();
     Ok(model.with_former_names(&renamed))
+}
+
+/// The model as it is where its graph is kept, with its constants at hand. Other kinds of models as they are.
+pub(super) fn as_given(model: Model) -> Result<Model> {
+    if model.onnx().is_none() {
+        return Ok(model);
+    }
+    let mut file = model.into_onnx().expect("it is an ONNX model").file;
+    file.given = Some(Box::new(file.proto.clone()));
+    given::lift(&mut file.proto);
+    into_model(file)
 }
 
 /// Tensor and name of the weights of every node that takes one, by graph, node (its name, or its output's) and input.

@@ -25,6 +25,8 @@ pub(crate) struct OnnxFile {
     pub files: Vec<Arc<MappedFile>>,
     /// Whether constants lie in other files.
     pub has_external_data: bool,
+    /// The model as it was read, where only values of its constants are to change.
+    pub given: Option<Box<ModelProto>>,
 }
 
 /// Whether `bytes` look like a ModelProto: its first field is one of the message's, with the right wire type.
@@ -51,7 +53,7 @@ fn read(file: Arc<MappedFile>, bytes: Bytes, options: &ReadOptions) -> Result<On
     let mut proto = parse(&path, bytes, options)?;
     let has_external_data = external::resolve(&mut proto, &mut files, options)?;
     check::check(&path, &proto, options)?;
-    Ok(OnnxFile { path, proto, files, has_external_data })
+    Ok(OnnxFile { path, proto, files, has_external_data, given: None })
 }
 
 fn parse(path: &Path, bytes: Bytes, options: &ReadOptions) -> Result<ModelProto> {

@@ -9,6 +9,7 @@ mod destination;
 mod determinism;
 mod directory;
 mod engine;
+mod fake_quant;
 mod golden;
 mod interruption;
 mod library;

@@ -141,7 +141,7 @@ impl Prepared {
         }
         onnx::check_codes(&request.recipe, form)?;
         let mut notes: Vec<String> = onnx::already_quantized(&model).into_iter().collect();
-        let model = if form.keeps_graph() { onnx::as_given(model)? } else { onnx::ready(model, &request.recipe)? };
+        let model = if form.keeps_graph() { onnx::as_given(model, &request.read)? } else { onnx::ready(model, &request.recipe)? };
         let (model, trained) = qat::import(model, &request.recipe)?;
         notes.extend(trained.notes.iter().cloned());
         let model = form.ready(model, &request.recipe)?;

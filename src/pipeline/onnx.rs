@@ -10,6 +10,7 @@ use crate::calibration::stats::{self, ModelIdentity, Statistics};
 use crate::error::{Error, Result};
 use crate::formats::onnx::proto::{NodeProto, TensorProto};
 use crate::formats::onnx::tensor::element_type;
+use crate::formats::{self, ReadOptions};
 use crate::graph::activations::RangeSource;
 use crate::graph::given;
 use crate::graph::index::GraphIndex;
@@ -108,12 +109,10 @@ pub(super) fn ready(model: Model, recipe: &Recipe) -> Result<Model> {
     Ok(model.with_former_names(&renamed))
 }
 
-/// The model as it is where its graph is kept, with its constants at hand. Other kinds of models as they are.
-pub(super) fn as_given(model: Model) -> Result<Model> {
-    if model.onnx().is_none() {
-        return Ok(model);
-    }
-    let mut file = model.into_onnx().expect("it is an ONNX model").file;
+/// The model as its file has it, with its constants at hand, for a form that keeps the graph. Other kinds of models as they are.
+pub(super) fn as_given(model: Model, options: &ReadOptions) -> Result<Model> {
+    let Some(onnx) = model.onnx() else { return Ok(model) };
+    let mut file = formats::onnx::read_again(&onnx.file, options)?;
     file.given = Some(Box::new(file.proto.clone()));
     given::lift(&mut file.proto);
     into_model(file)

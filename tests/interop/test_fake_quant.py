@@ -9,9 +9,9 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
-import onnx_models
-import onnx_tools
 from conftest import assert_bits, run
+from onnx_models import CASES, constants, graphs
+from onnx_tools import outputs, sqnr
 
 GRIDS = {"int8": (-128, 127), "uint8": (0, 255), "int4": (-8, 7), "uint4": (0, 15)}
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -40,64 +40,50 @@ def test_values_are_those_of_fake_quantize(tmp_path, weights, granularity, symme
             expected = torch.fake_quantize_per_tensor_affine(values, scale.item(), zero_point.item(), *grid)
         assert found[name].dtype == DTYPES[name]
         expected = expected.to(DTYPES[name])
-        # PyTorch's minus zero is a zero.
         assert torch.equal(found[name], expected), f"{name}: {(found[name] != expected).sum()} differ"
 
 
-def constants(model):
-    """Float constants by the name of the value, in whatever way they are stored, also in bodies."""
-    found = {}
-
-    def collect(graph):
-        for tensor in graph.initializer:
-            found[tensor.name] = tensor
-        for node in graph.node:
-            for attribute in node.attribute:
-                if node.op_type == "Constant" and attribute.name == "value":
-                    found[node.output[0]] = attribute.t
-                for body in [attribute.g, *attribute.graphs]:
-                    collect(body)
-
-    collect(model.graph)
-    return {name: numpy_helper.to_array(tensor) for name, tensor in found.items()}
+def tensors(model):
+    """Every constant of every graph, in whatever way it is stored."""
+    for graph in graphs(model):
+        yield from graph.initializer
+        yield from (node.attribute[0].t for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value")
 
 
 def without_values(model):
-    """The model with all values of constants cleared."""
+    """The model's bytes with all values of constants cleared."""
     model = onnx.ModelProto.FromString(model.SerializeToString())
-
-    def clear(graph):
-        tensors = list(graph.initializer)
-        for node in graph.node:
-            for attribute in node.attribute:
-                tensors.append(attribute.t)
-                for body in [attribute.g, *attribute.graphs]:
-                    clear(body)
-        for tensor in tensors:
-            for field in ("raw_data", "float_data", "int32_data", "double_data"):
-                tensor.ClearField(field)
-
-    clear(model.graph)
-    return model
+    for tensor in tensors(model):
+        for field in ("raw_data", "float_data", "int32_data", "double_data"):
+            tensor.ClearField(field)
+    return model.SerializeToString(deterministic=True)
 
 
-def test_onnx_graphs_stay_and_weights_are_fake_quantized(tmp_path):
-    model = onnx_models.every_weight() if hasattr(onnx_models, "every_weight") else onnx_models.model()
+@pytest.mark.parametrize("name", CASES)
+def test_onnx_graphs_stay_and_weights_are_fake_quantized(tmp_path, name):
+    case = CASES[name]()
     path, out = tmp_path / "model.onnx", tmp_path / "fake.onnx"
-    onnx.save(model, path)
+    onnx.save(case.proto, path)
     run("quantize", path, "--fake-quant", "-o", out)
+    run("verify", out)
     fake = onnx.load(out)
-    onnx.checker.check_model(fake, full_check=True)
-    assert without_values(model) == without_values(fake)
+    onnx.checker.check_model(fake)
+    assert without_values(fake) == without_values(case.proto)
     records = json.loads(out.with_suffix(".json").read_text())["tensors"]
-    before, after = constants(model), constants(fake)
-    assert set(before) == set(after) and len(records) > 10
-    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    before, after = ({name: numpy_helper.to_array(tensor) for name, tensor in constants(model).items()} for model in (case.proto, fake))
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    shown = {known.split("/")[-1]: record for known, record in records.items()}
+    assert changed <= set(shown)
     for name in changed:
-        record = next(record for shown, record in records.items() if shown.split("/")[-1] == name)
-        axis = record.get("axis", 0)
-        shape = [-1 if i == axis and len(record["scale"]) > 1 else 1 for i in range(before[name].ndim)]
+        record = shown[name]
+        assert (list(before[name].shape), record["scheme"]) == (record["shape"], "symmetric")
+        shape = [-1 if i == record.get("axis") else 1 for i in range(before[name].ndim)]
         scale = np.array(record["scale"], np.float32).reshape(shape)
         codes = np.clip(np.rint(before[name].astype(np.float32) / scale), record["qmin"], record["qmax"]).astype(np.float32)
-        assert_bits(after[name] + 0, (codes * scale).astype(before[name].dtype) + 0, name)
-    onnx_tools.session(fake)
+        # A code of 0 is a zero without a sign.
+        values = (codes * scale).astype(before[name].dtype)
+        assert_bits(after[name], values + values.dtype.type(0), name)
+    if not case.runs:
+        return
+    feeds = [case.feeds(seed) for seed in range(4)]
+    assert sqnr(outputs(case.proto, feeds), outputs(fake, feeds)) > 27

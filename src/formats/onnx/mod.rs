@@ -46,6 +46,16 @@ pub(crate) fn open(file: MappedFile, options: &ReadOptions) -> Result<OnnxFile> 
     read(file.clone(), file.to_bytes(), options)
 }
 
+/// Reads a model once more, as its file has it, whatever was made of it since.
+///
+/// # Errors
+///
+/// As [`open`].
+pub(crate) fn read_again(file: &OnnxFile, options: &ReadOptions) -> Result<OnnxFile> {
+    let file = file.files.first().expect("the model's own file comes first");
+    read(file.clone(), file.to_bytes(), options)
+}
+
 /// Reads a model from `bytes`, the content of `file`.
 fn read(file: Arc<MappedFile>, bytes: Bytes, options: &ReadOptions) -> Result<OnnxFile> {
     let path = file.path().to_owned();

@@ -46,6 +46,10 @@ pub(super) struct Arguments {
     /// Statistics of activations, as `qtool calibrate` writes them, for ranges; samples beside them only measure layers; repeatable
     #[arg(long, value_name = "FILE")]
     stats: Vec<PathBuf>,
+    /// Ranges of activations of an ONNX model, which are taken as they are: a calibration table of ONNX Runtime in JSON, or a
+    /// calibration cache of TensorRT; samples or statistics besides are for values that it lacks
+    #[arg(long, value_name = "FILE")]
+    ranges: Option<PathBuf>,
     /// Type of codes of activations: uint8, int8, or uint16 and int16, with which ONNX Runtime computes in float [default: uint8]
     #[arg(long, value_parser = value::<CodeType>)]
     activations: Option<CodeType>,
@@ -300,7 +304,7 @@ impl Arguments {
             seed: self.seed,
             max_drop: self.max_drop,
             emit_recipe: self.emit_recipe.clone(),
-            calibration: CalibrationRequest { stats: self.stats.clone(), ..self.samples.request() },
+            calibration: CalibrationRequest { stats: self.stats.clone(), ranges: self.ranges.clone(), ..self.samples.request() },
         })
     }
 }

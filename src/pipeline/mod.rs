@@ -12,6 +12,7 @@ use crate::algorithms::solver::{Layer, Solver};
 use crate::algorithms::transforms::{Calibrated, apply, bias_correction, check};
 use crate::calibration::inputs::LayerInputs;
 use crate::calibration::ranges::{self, Ranges};
+use crate::calibration::tables::RangeTable;
 use crate::error::{Error, Result, show_path};
 use crate::formats::{self, ReadOptions};
 use crate::model::{Model, SourceFile};
@@ -115,6 +116,8 @@ pub struct Prepared {
     layers: BTreeMap<usize, Layer>,
     /// Parameters of activations that came with the model.
     trained: BTreeMap<String, ActivationRecord>,
+    /// Ranges of activations that other tools found.
+    table: Option<RangeTable>,
 }
 
 impl Prepared {
@@ -131,16 +134,19 @@ impl Prepared {
         let form = request.form.or(recorded).unwrap_or_else(|| default_form(&model));
         request.recipe.settings.convention.get_or_insert_with(|| form.convention(&model));
         form.adapt(&mut request.recipe);
-        match (request.recipe.mode, request.calibration.is_empty()) {
+        let has_ranges = !request.calibration.is_empty() || request.calibration.ranges.is_some();
+        match (request.recipe.mode, !has_ranges) {
             (Mode::Auto, false) => request.recipe.mode = Mode::Static,
             (Mode::Static, true) => {
                 let error = Error::Usage("--mode static: expected samples or statistics, found neither".into());
-                return Err(error.with_hint("--samples PATH gives inputs of the model, --stats FILE what `qtool calibrate` wrote"));
+                return Err(error.with_hint("--samples PATH gives inputs of the model, --stats FILE what `qtool calibrate` wrote, --ranges FILE what other tools found"));
             }
             _ => {}
         }
         onnx::check_codes(&request.recipe, form)?;
         let mut notes: Vec<String> = onnx::already_quantized(&model).into_iter().collect();
+        let (table, note) = onnx::open_table(&model, &request)?;
+        notes.extend(note);
         let model = if form.keeps_graph() { onnx::as_given(model, &request.read)? } else { onnx::ready(model, &request.recipe)? };
         let (model, trained) = qat::import(model, &request.recipe)?;
         notes.extend(trained.notes.iter().cloned());
@@ -153,6 +159,9 @@ impl Prepared {
             return Err(Error::Usage(
                 "--max-drop: expected an ONNX model and samples, for layers that run in integers, found no such layer".into(),
             ));
+        }
+        if table.is_some() && plan.values.values.is_empty() {
+            return Err(Error::Usage("--ranges: expected layers that run in integers with known ranges (static), found none".into()));
         }
         let is_calibrated = model.onnx().is_none() && !request.calibration.is_empty();
         let inputs = is_calibrated.then(|| checkpoint::open_inputs(&model, &request.calibration, request.threads)).transpose()?;
@@ -172,7 +181,7 @@ impl Prepared {
             target.check_beside(&beside.name, &model)?;
         }
         target.check_space(layout.bytes())?;
-        Ok(Prepared { request, form, model, plan, layout, target, notes, inputs, layers, trained: trained.activations })
+        Ok(Prepared { request, form, model, plan, layout, target, notes, inputs, layers, trained: trained.activations, table })
     }
 
     /// Does it: outputs appear complete, or not at all.
@@ -196,11 +205,11 @@ impl Prepared {
         if self.form.needs_params(&self.model) {
             // **Observes** and **chooses** before, as the layout holds the parameters.
             let threads = self.threads();
-            let Prepared { request, model, plan, notes, .. } = &mut self;
+            let Prepared { request, model, plan, notes, table, .. } = &mut self;
             if !plan.values.values.is_empty() {
                 let observer = request.recipe.observers.choose(&request.recipe.activations.observer)?;
                 let statistics = onnx::statistics(model, plan, &request.calibration, &observer, threads, progress)?;
-                let ranges = Ranges::new(model.path(), &statistics.activations, &request.recipe, Dtype::F32);
+                let ranges = Ranges::new(model.path(), &statistics.activations, &request.recipe, Dtype::F32).with_table(table.as_ref());
                 if let Some((recipe, found)) = onnx::search(model, plan, request, &statistics, &ranges, threads, progress)? {
                     *plan = plan_of(model, &recipe)?;
                     request.recipe = recipe;
@@ -208,7 +217,7 @@ impl Prepared {
                 }
                 let choices = ranges.choose_all(&plan.values, &request.recipe)?;
                 chosen.activations = ranges::params_of(&choices);
-                activations = Some((onnx::records(&choices, &request.recipe), onnx::calibration_record(&statistics)));
+                activations = Some((onnx::records(&choices, &request.recipe), onnx::calibration_record(&statistics, table.as_ref())));
                 integer_share = cost::integer_share(plan, &cost::of_layers(model, plan, &statistics));
             }
             let Prepared { request, model, plan, notes, .. } = &mut self;

@@ -7,6 +7,7 @@ use crate::calibration::observe::{Watch, observe as observe_samples};
 use crate::calibration::ranges::{Choice, Ranges};
 use crate::calibration::samples::{InputSpec, SampleLimits, Samples};
 use crate::calibration::stats::{self, ModelIdentity, Statistics};
+use crate::calibration::tables::RangeTable;
 use crate::error::{Error, Result};
 use crate::formats::onnx::proto::{NodeProto, TensorProto};
 use crate::formats::onnx::tensor::element_type;
@@ -54,6 +55,8 @@ pub struct CalibrationRequest {
     pub samples: Vec<PathBuf>,
     /// Files of statistics.
     pub stats: Vec<PathBuf>,
+    /// A file of ranges, for an ONNX model: a calibration table of ONNX Runtime, or a calibration cache of TensorRT.
+    pub ranges: Option<PathBuf>,
     /// Most samples that are used.
     pub limit: Option<usize>,
     /// Of the samples, every `count`-th from `index` on: `(index, count)`.
@@ -67,7 +70,7 @@ pub struct CalibrationRequest {
 }
 
 impl CalibrationRequest {
-    /// Whether there is nothing to calibrate with.
+    /// Whether there is nothing that tells more than ranges do.
     pub fn is_empty(&self) -> bool {
         self.samples.is_empty() && self.stats.is_empty()
     }
@@ -167,6 +170,9 @@ pub(super) fn statistics(
         parts.iter().try_for_each(|part| part.check_model(&identity))?;
         return stats::merge(parts);
     }
+    if calibration.samples.is_empty() && calibration.ranges.is_some() {
+        return Ok(Statistics::new(identity, BTreeMap::new()));
+    }
     let onnx = model.onnx().ok_or_else(|| Error::Usage("--samples: expected an ONNX model, found another".into()))?;
     let samples = Samples::open(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
     // Also those that have the range of another: it may stay in float, and then they need their own.
@@ -208,9 +214,25 @@ pub(super) fn records(choices: &BTreeMap<String, Choice>, recipe: &Recipe) -> BT
     choices.iter().map(|(name, choice)| (name.clone(), record(choice))).collect()
 }
 
-/// What a sidecar records of the samples.
-pub(super) fn calibration_record(statistics: &Statistics) -> CalibrationRecord {
-    CalibrationRecord { blake3: statistics.samples_hash().to_hex().to_string(), samples: statistics.samples() as u64 }
+/// What a sidecar records of the samples and of the file of ranges.
+pub(super) fn calibration_record(statistics: &Statistics, table: Option<&RangeTable>) -> CalibrationRecord {
+    let samples = Some(statistics.samples() as u64).filter(|samples| *samples > 0);
+    let blake3 = samples.map(|_| statistics.samples_hash().to_hex().to_string());
+    CalibrationRecord { blake3, ranges: table.map(RangeTable::record), samples }
+}
+
+/// The file of ranges, if there is one, and what is to be noted of it.
+///
+/// # Errors
+///
+/// As [`RangeTable::read`]; [`Error::Usage`] if the model has no graph.
+pub(super) fn open_table(model: &Model, request: &Request) -> Result<(Option<RangeTable>, Option<String>)> {
+    let Some(path) = &request.calibration.ranges else { return Ok((None, None)) };
+    let onnx = model.onnx().ok_or_else(|| Error::Usage("--ranges: expected an ONNX model, found another".into()))?;
+    let table = RangeTable::read(path)?;
+    // As its file has it, with the values that are gone by now.
+    let note = table.note_unknown(&formats::onnx::read_again(&onnx.file, &request.read)?.proto);
+    Ok((Some(table), note))
 }
 
 /// **Chooses** by measurement which layers are spared so that every output keeps enough signal: the recipe to go on with
@@ -228,7 +250,7 @@ pub(super) fn search(
     let min_sqnr_db = recipe.min_sqnr.unwrap_or(DEFAULT_MIN_SQNR_DB);
     let (Some(onnx), true) = (model.onnx(), min_sqnr_db > 0.0 || request.max_drop.is_some()) else { return Ok(None) };
     if calibration.samples.is_empty() {
-        let reason = "without samples layers were not measured, and all of them run in integers: --samples beside --stats measures them";
+        let reason = "without samples layers were not measured, and all of them run in integers: --samples besides measures them";
         return Ok(Some((recipe.clone(), Err(reason.to_owned()))));
     }
     let samples = Samples::open(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;

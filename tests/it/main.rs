@@ -18,6 +18,7 @@ mod onnx_quantize;
 mod onnx_reading;
 mod options;
 mod quantize;
+mod ranges;
 mod samples;
 mod schema;
 mod selection;

@@ -63,6 +63,9 @@ fn a_cache_of_tensorrt_is_taken_over_to_the_bit() {
     dir.ok("quantize model.onnx --ranges cache -o u.onnx");
     let asymmetric = dir.json("u.json")["activations"].clone();
     for (i, name) in names.iter().enumerate() {
+        // What only moves values has the parameters of what it moves.
+        let i = if name == "pool" { i + 1 } else { i };
+        assert!(name != "pool" || names[i] == "relu1");
         let record = &symmetric[name];
         assert_eq!((record["scale"].as_f64().unwrap() as f32, &record["zero_point"]), (scale(i), &json!(0)), "{name}");
         assert_eq!(record["max"].as_f64().unwrap() as f32, 127.0 * scale(i), "{name}");

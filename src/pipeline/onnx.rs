@@ -306,10 +306,12 @@ pub(super) fn placeholders(model: &Model, plan: &Plan) -> Chosen {
     let any = Params { scale: 1.0, zero_point: 0 };
     let weights = plan.quantized().filter_map(|tensor| plan.scheme(tensor).map(|scheme| (tensor, vec![any; scheme.layout.groups()])));
     let layers = plan.quantized().filter_map(|tensor| super::checkpoint::layer_of(&model.tensors()[tensor].info.name));
-    let values = plan.values.values.keys().map(String::as_str);
+    // Such that activation functions go, as most do.
+    let smallest = Params { scale: f32::MIN_POSITIVE, zero_point: plan.activation_codes.grid().qmin };
+    let values = plan.values.values.keys().map(|name| (name.clone(), smallest));
     match model.onnx() {
         None => Chosen { activations: layers.map(|name| (name.to_owned(), any)).collect(), ..Chosen::default() },
-        Some(_) => Chosen { weights: weights.collect(), activations: values.map(|name| (name.to_owned(), any)).collect() },
+        Some(_) => Chosen { weights: weights.collect(), activations: values.collect() },
     }
 }
 

@@ -37,7 +37,7 @@ def calibrated(case, feeds, method, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-@pytest.mark.parametrize("name", ["conv-relu", "conv-batchnorm", "conv2d-depthwise", "matmul-add-relu", "gemm-bias"])
+@pytest.mark.parametrize("name", ["conv-relu", "conv-relu6", "conv-batchnorm", "conv2d-depthwise", "matmul-add-relu", "gemm-bias"])
 def test_scales_are_those_of_onnx_runtime(tmp_path, name, method):
     case = CASES[name]()
     feeds = [case.feeds(seed) for seed in range(8)]
@@ -79,3 +79,21 @@ def test_a_cache_of_tensorrt_gives_its_scales(tmp_path):
         assert_bits(np.float32(record["scale"]), scales[value], value)
         assert record["zero_point"] == 0
     assert sqnr(outputs(case.proto, feeds), outputs(onnx.load(out), feeds)) > 20
+
+
+@pytest.mark.parametrize("name", ["conv-relu", "conv-relu6"])
+def test_wider_ranges_let_nothing_pass_that_activation_functions_stop(tmp_path, name):
+    case = CASES[name]()
+    feeds = [case.feeds(seed) for seed in range(8)]
+    path, data = calibrated(case, feeds, CalibrationMethod.MinMax, tmp_path)
+    lowest = {name: tensor.range_value[0].item() for name, tensor in data.items()}
+    highest = {name: tensor.range_value[1].item() for name, tensor in data.items()}
+    for case_of, table in {
+        "below": {name: [lowest[name] - 1, highest[name]] for name in lowest},
+        "above": {name: [lowest[name], highest[name] + 3] for name in lowest},
+    }.items():
+        (tmp_path / "table.json").write_text(json.dumps(table))
+        for form in ("qdq", "qoperator"):
+            out = tmp_path / f"{case_of}-{form}.onnx"
+            run("quantize", path, "--ranges", tmp_path / "table.json", "-o", out, "--format", form)
+            assert sqnr(outputs(case.proto, feeds), outputs(onnx.load(out), feeds)) > 25

@@ -73,8 +73,6 @@ pub mod quant;
 pub mod recipe;
 pub mod report;
 #[doc(hidden)]
-pub mod scheme;
-#[doc(hidden)]
 pub mod sensitivity;
 #[doc(hidden)]
 pub mod simd;

@@ -62,6 +62,29 @@ impl<'de> Deserialize<'de> for Method {
 pub(crate) fn look_up<'t, T>(what: &str, table: &'t [T], name_of: impl Fn(&T) -> &str, wanted: &str) -> Result<&'t T> {
     table.iter().find(|entry| name_of(entry) == wanted).ok_or_else(|| {
         let known: Vec<&str> = table.iter().map(name_of).collect();
-        Error::Usage(format!("{what}: expected one of {}, found {wanted:?}", known.join(", ")))
+        let guess = meant(wanted, known.iter().copied()).map(|name| format!(" (did you mean {name:?}?)")).unwrap_or_default();
+        Error::Usage(format!("{what}: expected one of {}, found {wanted:?}{guess}", known.join(", ")))
     })
+}
+
+/// The name among `known` that somebody who wrote `wanted` likely meant: one that few edits lead to.
+pub(crate) fn meant<'k>(wanted: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    let edits = |name: &str| strsim::damerau_levenshtein(&wanted.to_lowercase(), &name.to_lowercase());
+    let (edits, name) = known.map(|name| (edits(name), name)).min_by_key(|(edits, _)| *edits)?;
+    (edits <= 1.max(wanted.chars().count() / 3)).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_is_recognized_and_another_word_is_not() {
+        let known = || ["weights", "granularity", "observer", "min-max", "mse"].into_iter();
+        for (wanted, name) in [("wieghts", "weights"), ("Observer", "observer"), ("granularty", "granularity"), ("mes", "mse")] {
+            assert_eq!(meant(wanted, known()), Some(name));
+        }
+        assert_eq!(meant("entropy", known()), None);
+        assert_eq!(meant("x", [].into_iter()), None);
+    }
 }

@@ -5,7 +5,7 @@ use crate::formats::Companions;
 use crate::formats::mmap::MappedFile;
 use crate::graph::onnx_model::OnnxModel;
 use crate::quant::scheme::Convention;
-use crate::recipe::Pattern;
+use crate::recipe::{Pattern, Rule};
 use crate::tensor::{Dtype, TensorInfo, decode_f32, encode_f32};
 use bytes::Bytes;
 use std::borrow::Cow;
@@ -142,6 +142,25 @@ impl ModelTensor {
     pub(crate) fn is_matched_by(&self, pattern: &Pattern) -> bool {
         let names = [&self.info.name].into_iter().chain(&self.former_name);
         names.into_iter().any(|name| pattern.matches(name)) || matches!(&self.role, Role::Weight { layer, .. } if pattern.matches(layer))
+    }
+}
+
+impl ModelTensor {
+    /// Whether a rule is about it: it fits all criteria that the rule has.
+    pub(crate) fn is_subject_of(&self, rule: &Rule) -> bool {
+        rule.pattern.as_ref().is_none_or(|pattern| self.is_matched_by(pattern))
+            && rule.op.as_ref().is_none_or(|op| self.role.op().is_some_and(|own| op.names().iter().any(|name| name == own)))
+            && rule.shape.as_ref().is_none_or(|shape| shape.matches(&self.info.shape))
+    }
+
+    /// The names that patterns may match: its own, the one it had before, those of its layer.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        let layer = match &self.role {
+            Role::Weight { layer, .. } => Some(layer),
+            _ => None,
+        };
+        let names = [&self.info.name].into_iter().chain(&self.former_name).chain(layer);
+        names.flat_map(|name| [Some(name.as_str()), name.strip_suffix(".weight")].into_iter().flatten())
     }
 }
 

@@ -1,14 +1,17 @@
 //! CHOOSE: what becomes of every tensor, and why, before any value is read.
 
+mod check;
+
+pub(crate) use check::{declare, matches};
+
 use crate::algorithms::RoundingChoice;
 use crate::error::{Error, Result, show_name};
 use crate::graph::activations::{self, QuantizedValues};
 use crate::graph::index::GraphIndex;
 use crate::graph::onnx_model::OnnxModel;
-use crate::graph::ops::OPERATORS;
 use crate::graph::scopes::TOP;
 use crate::graph::weights::Layer;
-use crate::method::{Method, look_up};
+use crate::method::Method;
 use crate::model::{Model, ModelTensor, Role};
 use crate::observers::{ObserverChoice, Target};
 use crate::qat::TRAINED;
@@ -114,16 +117,7 @@ impl Plan {
     ///
     /// [`Error::Usage`] if a pattern matches no tensor, an observer does not exist or an axis is out of bounds.
     pub fn new(model: &Model, recipe: &Recipe) -> Result<Self> {
-        for (origin, pattern) in recipe.patterns() {
-            if !model.tensors().iter().any(|tensor| tensor.is_matched_by(pattern)) {
-                let error =
-                    Error::Usage(format!("{origin} {}: expected at least one tensor to match, found none", show_name(pattern.as_str())));
-                return Err(error.with_hint("`qtool inspect MODEL` lists the names"));
-            }
-        }
-        for wanted in &recipe.op_types {
-            look_up("--op-types", OPERATORS, |operator| operator.op_type, wanted)?;
-        }
+        matches(model, recipe)?;
         for method in recipe.observers_in_use() {
             recipe.observers.choose(method)?;
         }
@@ -228,7 +222,7 @@ impl Plan {
 fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
     let stored = &model.tensors()[tensor];
     let info = &stored.info;
-    let resolved = recipe.resolve(|pattern| stored.is_matched_by(pattern));
+    let resolved = recipe.resolve(|rule| stored.is_subject_of(rule));
     let asked_for = recipe.include.iter().any(|pattern| stored.is_matched_by(pattern))
         || matches!(resolved.decided_by.and_then(|rule| rule.weights), Some(Weights::Codes(_)));
     if let Some(reason) = unsuitable(stored, asked_for) {
@@ -241,7 +235,7 @@ fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
         return Ok(Decision::Keep { reason: "not matched by --include".into(), is_weight: false });
     }
     if let Some(rule) = resolved.decided_by.filter(|rule| rule.weights == Some(Weights::Keep)) {
-        let reason = rule.reason.clone().unwrap_or_else(|| format!("kept by the rule for {:?}", rule.pattern.as_str()));
+        let reason = rule.reason.clone().unwrap_or_else(|| format!("kept by the rule for {}", rule.criteria()));
         return Ok(Decision::Keep { reason, is_weight: false });
     }
     let is_known_weight = matches!(stored.role, Role::Weight { .. });
@@ -264,6 +258,13 @@ fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
         let found = format!("axis: expected one of the {rank} dimensions of tensor {}, found {}", show_name(&info.name), settings.axis);
         return Err(Error::Usage(found).with_hint("give such tensors a rule of their own, or --exclude them"));
     };
+    if model.onnx().is_none()
+        && stored.role.axis().is_some_and(|axis| axis != 0)
+        && matches!(settings.granularity, Granularity::PerGroup(_))
+    {
+        let found = format!("granularity: expected groups along the last axis, tensor {} has channels there", show_name(&info.name));
+        return Err(Error::Usage(found).with_hint("give such layers a rule with `granularity = \"per-channel\"`"));
+    }
     let convention = settings.convention.unwrap_or_else(|| model.default_convention());
     let rule = ParamRule::new(convention, settings.weights, settings.symmetric, info.dtype);
     let granularity = match settings.granularity {

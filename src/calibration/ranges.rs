@@ -87,7 +87,7 @@ impl<'a> Ranges<'a> {
         let range = match source {
             RangeSource::Observed => self.observed(name, &observer)?,
             RangeSource::SameAs(origin) => self.observed(origin, &observer)?,
-            RangeSource::Unit => Range { min: 0.0, max: 1.0 },
+            RangeSource::Known(range) => *range,
         };
         let choice = Choice { observer: observer.method(), range: range.with_zero(), params: self.rule.choose_params(range) };
         self.known.lock().expect(lock).insert(key, choice.clone());

@@ -35,7 +35,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Done {
-    let mut recipe = arguments.recipe.as_deref().map(Recipe::read).transpose()?.unwrap_or_default();
+    let mut recipe = arguments.recipe.as_deref().map(Recipe::named).transpose()?.unwrap_or_default();
     recipe.mode = arguments.mode.unwrap_or(recipe.mode);
     if arguments.allow_commands {
         recipe.observers.allow_commands();

@@ -11,6 +11,7 @@ mod options;
 mod print;
 mod progress;
 mod quantize;
+mod recipe;
 mod signals;
 mod verify;
 
@@ -36,6 +37,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Compare(compare::Arguments),
     Verify(verify::Arguments),
+    Recipe(recipe::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
 }
@@ -83,6 +85,7 @@ fn run(arguments: Arguments) -> Done {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Recipe(arguments) => recipe::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     }

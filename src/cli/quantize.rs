@@ -8,9 +8,9 @@ use qtool::method::Method;
 use qtool::outputs::{OUTPUTS, Output, recorded_form};
 use qtool::pipeline::{CalibrationRequest, Destination, HashSource, Prepared, Request};
 use qtool::quant::scheme::{CodeType, Convention, Granularity};
+use qtool::recipe::presets::{PRESETS, Preset};
 use qtool::recipe::{MODES, Mode, Pattern, Recipe};
 use qtool::report::terminal;
-use qtool::scheme::{SCHEMES, Scheme};
 use qtool::target::{TARGETS, Target};
 use std::path::PathBuf;
 
@@ -73,8 +73,8 @@ pub(super) struct Arguments {
     /// As --symmetric or --asymmetric, of activations only
     #[arg(long, value_enum)]
     activation_symmetry: Option<Symmetry>,
-    /// Rules in TOML or JSON, or the sidecar of an earlier run
-    #[arg(long)]
+    /// A preset that `qtool recipe list` names, rules in TOML or JSON, or the sidecar of an earlier run
+    #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<PathBuf>,
     /// Run the commands that the recipe names as observers
     #[arg(long)]
@@ -206,7 +206,10 @@ fn target_names() -> clap::builder::PossibleValuesParser {
 
 fn scheme_names() -> clap::builder::PossibleValuesParser {
     clap::builder::PossibleValuesParser::new(
-        SCHEMES.iter().map(|scheme| clap::builder::PossibleValue::new(scheme.name).help(scheme.summary)),
+        PRESETS
+            .iter()
+            .filter(|preset| preset.is_scheme)
+            .map(|scheme| clap::builder::PossibleValue::new(scheme.name).help(scheme.summary())),
     )
 }
 
@@ -236,14 +239,14 @@ fn transform_help() -> String {
 
 impl Arguments {
     fn request(&self) -> qtool::Result<Request> {
-        let mut recipe = self.recipe.as_deref().map(Recipe::read).transpose()?.unwrap_or_default();
+        let mut recipe = self.recipe.as_deref().map(Recipe::named).transpose()?.unwrap_or_default();
         if self.allow_commands {
             recipe.observers.allow_commands();
         }
         let target: Option<&Target> = self.target.as_deref().map(str::parse).transpose()?;
         target.into_iter().for_each(|target| target.apply(&mut recipe));
-        let scheme: Option<&Scheme> = self.scheme.as_deref().map(str::parse).transpose()?;
-        scheme.into_iter().for_each(|scheme| scheme.apply(&mut recipe));
+        let scheme = self.scheme.as_deref().map(Preset::scheme).transpose()?;
+        scheme.into_iter().for_each(|scheme| scheme.apply_scheme(&mut recipe));
         let settings = &mut recipe.settings;
         settings.weights = self.weights.unwrap_or(settings.weights);
         settings.granularity = self.granularity.unwrap_or(settings.granularity);
@@ -275,7 +278,7 @@ impl Arguments {
         recipe.op_types.extend(self.op_types.iter().cloned());
         let named = |name: &String| *OUTPUTS.iter().find(|output| output.name() == name).expect("clap has checked the name");
         let fake_quant = self.fake_quant.then(|| FAKE_QUANT.to_owned());
-        let form = self.format.clone().or(fake_quant).or_else(|| scheme.map(|_| Scheme::FORM.to_owned()));
+        let form = self.format.clone().or(fake_quant).or_else(|| scheme.map(|_| Preset::SCHEME_FORM.to_owned()));
         if let (Some(FAKE_QUANT), Some(mode @ (Mode::Dynamic | Mode::Static))) = (form.as_deref(), self.mode) {
             let (_, mode) = MODES.iter().find(|entry| entry.0 == mode).expect("every mode has a name");
             return Err(qtool::Error::Usage(format!("--mode: expected weight-only with --format {FAKE_QUANT}, found {mode}")));

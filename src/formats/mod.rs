@@ -76,7 +76,7 @@ fn open_onnx(file: MappedFile, options: &ReadOptions) -> Result<Model> {
     let mut file = onnx::open(file, options)?;
     // Weights in Constant nodes are weights too.
     prepare(&mut file.proto, PrepareOptions { fold_constants: false, fold_affine: false });
-    crate::graph::onnx_model::into_model(file)
+    crate::graph::onnx_model::into_model(file, Vec::new())
 }
 
 /// Extensions of formats that other tools read, for messages about a name that disagrees with its content.

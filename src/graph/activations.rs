@@ -5,19 +5,28 @@
 //! matrix product needs a quantized input only, and gives floats. Everything else computes in float: what normalizes,
 //! gates or attends loses most by eight bits and gains least.
 //!
+//! Where a model quantizes values itself, these have the parameters that it gives them, and are not quantized again.
+//!
 //! Operators that only move data keep the parameters of what they move, so that quantizing it again changes nothing.
 
 use super::index::GraphIndex;
 use super::onnx_model::OnnxModel;
+use super::pairs::{self, Given};
 use super::scopes::TOP;
+use super::weights::Layer;
 use crate::plan::LayerMode;
+use crate::quant::params::Range;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Operators whose output holds values of their first input and nothing else (or, at the border, zeros and smallest values).
-const MOVES_DATA: &[&str] = &["MaxPool", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Expand", "Tile", "Identity"];
+pub(crate) const MOVES_DATA: &[&str] =
+    &["MaxPool", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Expand", "Tile", "Identity"];
 
 /// Operators whose results are in [0, 1] whatever comes in.
 const IN_UNIT_RANGE: &[&str] = &["Softmax", "Sigmoid", "HardSigmoid"];
+
+/// Their range.
+const UNIT: Range = Range { min: 0.0, max: 1.0 };
 
 /// What is quantized.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,17 +35,21 @@ pub(crate) struct QuantizedValues {
     pub values: BTreeMap<String, RangeSource>,
     /// For layers whose output is quantized, by number: what that output is.
     pub outputs: BTreeMap<usize, LayerOutput>,
+    /// Inputs of layers that the model makes of codes itself.
+    pub given: BTreeMap<String, Given>,
+    /// For layers whose output the model quantizes itself, by number: the node that does.
+    pub given_outputs: BTreeMap<usize, usize>,
 }
 
 /// Where the range of a value comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum RangeSource {
     /// Samples.
     Observed,
     /// It is the range of another value, whose elements it has.
     SameAs(String),
-    /// [0, 1].
-    Unit,
+    /// It is known whatever comes in.
+    Known(Range),
 }
 
 /// The quantized output of a layer.
@@ -50,6 +63,14 @@ pub(crate) struct LayerOutput {
     pub limit: Option<f32>,
 }
 
+/// Finds what has to be quantized for one layer of the top graph to run in integers.
+pub(crate) fn find_for(onnx: &OnnxModel, index: &GraphIndex<'_>, layer: &Layer) -> QuantizedValues {
+    let is_it = |other: &Layer| (other.scope, other.node, other.input) == (layer.scope, layer.node, layer.input);
+    let modes: Vec<LayerMode> =
+        onnx.weights.layers.iter().map(|other| if is_it(other) { LayerMode::Static } else { LayerMode::Keep }).collect();
+    find(onnx, &modes, index)
+}
+
 /// Finds what has to be quantized for the layers of the top graph that are to run in integers.
 pub(crate) fn find(onnx: &OnnxModel, modes: &[LayerMode], index: &GraphIndex<'_>) -> QuantizedValues {
     let mut found = QuantizedValues::default();
@@ -57,9 +78,14 @@ pub(crate) fn find(onnx: &OnnxModel, modes: &[LayerMode], index: &GraphIndex<'_>
     for (i, layer) in layers() {
         let node = &index.graph.node[layer.node];
         if let Some(input) = node.input(0) {
-            found.values.insert(input.to_owned(), RangeSource::Observed);
+            match pairs::given(index, input) {
+                Some(given) => drop(found.given.insert(input.to_owned(), given)),
+                None => drop(found.values.insert(input.to_owned(), RangeSource::Observed)),
+            }
         }
-        if layer.op == "Conv" {
+        if let Some(quantize) = pairs::only_quantized(index, &node.output[0]) {
+            found.given_outputs.insert(i, quantize);
+        } else if layer.op == "Conv" {
             let output = layer_output(index, &node.output[0]);
             found.values.insert(output.value.clone(), RangeSource::Observed);
             found.outputs.insert(i, output);
@@ -70,7 +96,7 @@ pub(crate) fn find(onnx: &OnnxModel, modes: &[LayerMode], index: &GraphIndex<'_>
     for value in found.values.keys().filter(|value| !quantized_by_layers.contains(value.as_str())) {
         if let Some((_, node)) = index.producer(value).filter(|(_, node)| node.is_standard()) {
             if IN_UNIT_RANGE.contains(&node.op_type.as_str()) {
-                sources.insert(value.clone(), RangeSource::Unit);
+                sources.insert(value.clone(), RangeSource::Known(UNIT));
             } else if let Some(origin) = moved_from(index, value, &quantized_by_layers) {
                 sources.insert(value.clone(), RangeSource::SameAs(origin));
             }

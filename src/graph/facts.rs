@@ -5,7 +5,7 @@
 //! them. What is not known stays unknown.
 
 use crate::formats::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
-use crate::formats::onnx::tensor::{BFLOAT16, DOUBLE, FLOAT, FLOAT16, INT64};
+use crate::formats::onnx::tensor::{BFLOAT16, DOUBLE, FLOAT, FLOAT16, INT64, UINT8};
 use crate::graph::index::GraphIndex;
 use std::collections::{HashMap, HashSet};
 
@@ -138,6 +138,8 @@ impl<'o> Facts<'o> {
             "Slice" if first.rank == Some(1) => line(first.len.and_then(|len| self.sliced(node, len))),
             "Gather" if first.rank == Some(1) => Known { element: first.element, ..known(1) },
             "Gather" => ranked(first.rank.zip(known(1).rank).and_then(|(data, indices)| (data + indices).checked_sub(1))),
+            "QuantizeLinear" => Known { element: known(2).element.or(Some(UINT8)), ..first },
+            "DequantizeLinear" => Known { element: known(1).element, ..first },
             "Cast" => Known { element: node.attribute("to").and_then(|to| to.i), ..first },
             "Flatten" | "Gemm" => ranked(Some(2)),
             "MatMul" => ranked(highest().filter(|_| (0..2).all(|i| known(i).rank >= Some(2)))),

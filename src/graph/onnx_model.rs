@@ -6,6 +6,7 @@ use crate::formats::onnx::OnnxFile;
 use crate::formats::onnx::proto::{NodeProto, TensorProto};
 use crate::graph::scopes::{TOP, scopes};
 use crate::model::{Model, ModelTensor, Role};
+use crate::recipe::CustomLayer;
 use crate::tensor::TensorInfo;
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -14,6 +15,8 @@ use std::collections::HashMap;
 pub(crate) struct OnnxModel {
     pub file: OnnxFile,
     pub weights: Weights,
+    /// Layers that the recipe declares.
+    pub custom: Vec<CustomLayer>,
     tensors: HashMap<Key, usize>,
 }
 
@@ -40,13 +43,13 @@ impl OnnxModel {
     }
 }
 
-/// A model whose tensors are the constants of `file` that this crate has a type for.
+/// A model whose tensors are the constants of `file` that this crate has a type for; `custom` are layers that the recipe declares.
 ///
 /// # Errors
 ///
 /// [`Error::Tensor`] if a constant's values do not fit its type and dimensions.
-pub(crate) fn into_model(file: OnnxFile) -> Result<Model> {
-    let weights = weights::find(&file.proto);
+pub(crate) fn into_model(file: OnnxFile, custom: Vec<CustomLayer>) -> Result<Model> {
+    let weights = weights::find(&file.proto, &custom);
     let mut roles: HashMap<&Key, Role> = HashMap::new();
     for layer in &weights.layers {
         let role = Role::Weight { layer: layer.name.clone(), op: layer.op.clone(), axis: Some(layer.axis) };
@@ -74,7 +77,7 @@ pub(crate) fn into_model(file: OnnxFile) -> Result<Model> {
             }
         }
     }
-    Ok(Model::of_onnx(OnnxModel { file, weights, tensors: places }, tensors))
+    Ok(Model::of_onnx(OnnxModel { file, weights, custom, tensors: places }, tensors))
 }
 
 fn model_tensor(constant: &TensorProto, name: &str, position: usize, role: Role) -> Result<Option<ModelTensor>, String> {

@@ -2,9 +2,10 @@
 //! behind operators that only rename, cast, transpose or reshape them, and in the bodies of control flow.
 
 use super::index::GraphIndex;
-use super::ops::operator;
+use super::ops::{WeightInput, operator};
 use super::scopes::{Scope, scopes};
 use crate::formats::onnx::proto::{ModelProto, NodeProto, TensorProto};
+use crate::recipe::CustomLayer;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A constant of a model, by the graph it is in and its name there.
@@ -52,38 +53,36 @@ pub(crate) struct Weights {
     pub shown: BTreeMap<Key, String>,
 }
 
-/// Finds all weights.
-pub(crate) fn find(model: &ModelProto) -> Weights {
+/// Finds all weights, `custom` saying which inputs of operators of other domains are some.
+pub(crate) fn find(model: &ModelProto, custom: &[CustomLayer]) -> Weights {
     let scopes = scopes(model);
     let indexes: Vec<GraphIndex<'_>> = scopes.iter().map(|scope| GraphIndex::new(scope.graph)).collect();
     let mut found = Weights { layers: Vec::new(), others: BTreeMap::new(), shown: shown_names(&scopes) };
-    let mut uses: HashMap<Key, usize> = HashMap::new();
     for (number, index) in indexes.iter().enumerate() {
         for (place, node) in index.graph.node.iter().enumerate() {
-            let Some(operator) = operator(node) else { continue };
-            for weight in operator.weights {
-                let Some(value) = node.input(weight.input) else { continue };
+            let known = operator(node);
+            let of_operator = known.into_iter().flat_map(|operator| operator.weights);
+            let inputs = of_operator
+                .map(WeightOf::Known)
+                .chain(custom.iter().filter(|layer| layer.is_of(&node.domain, &node.op_type)).map(WeightOf::Custom));
+            for weight in inputs {
+                let Some(value) = node.input(weight.input()) else { continue };
                 let Some((key, path, tensor)) = trace(&scopes, &indexes, number, value) else { continue };
+                let name = shown_node(&scopes[number], node, place);
                 let rank = tensor.dims.len();
-                let Some(mut axis) = (weight.axis)(node, rank) else {
-                    found.others.entry(key).or_insert_with(|| format!("rank {rank} as input {} of {}", weight.input, node.op_type));
+                if !weight.is_about(&name, &key.1) {
+                    continue;
+                }
+                let Some(mut axis) = weight.axis(node, rank) else {
+                    found.others.entry(key).or_insert_with(|| format!("rank {rank} as input {} of {}", weight.input(), node.op_type));
                     continue;
                 };
                 if path.transposed && axis + 2 >= rank {
                     axis = 2 * rank - 3 - axis;
                 }
-                *uses.entry(key.clone()).or_default() += 1;
-                found.layers.push(Layer {
-                    scope: number,
-                    node: place,
-                    name: shown_node(&scopes[number], node, place),
-                    op: node.op_type.clone(),
-                    input: weight.input,
-                    weight: key,
-                    path,
-                    axis,
-                });
-                if operator.op_type == "MatMul" {
+                let op = weight.op(node);
+                found.layers.push(Layer { scope: number, node: place, name, op, input: weight.input(), weight: key, path, axis });
+                if known.is_some_and(|operator| operator.op_type == "MatMul") {
                     // Both inputs constant: one of them is enough.
                     break;
                 }
@@ -92,6 +91,45 @@ pub(crate) fn find(model: &ModelProto) -> Weights {
     }
     keep_others(&scopes, &indexes, &mut found);
     found
+}
+
+/// An input that is a weight, as the table of operators says or the recipe does.
+enum WeightOf<'a> {
+    Known(&'a WeightInput),
+    Custom(&'a CustomLayer),
+}
+
+impl WeightOf<'_> {
+    fn input(&self) -> usize {
+        match self {
+            WeightOf::Known(weight) => weight.input,
+            WeightOf::Custom(layer) => layer.input.unwrap_or_default(),
+        }
+    }
+
+    /// The axis of output channels of a weight of so many dimensions.
+    fn axis(&self, node: &NodeProto, rank: usize) -> Option<usize> {
+        match self {
+            WeightOf::Known(weight) => (weight.axis)(node, rank),
+            WeightOf::Custom(layer) => layer.channels(rank),
+        }
+    }
+
+    /// Whether a node and a constant of these names are meant.
+    fn is_about(&self, node: &str, constant: &str) -> bool {
+        match self {
+            WeightOf::Known(_) => true,
+            WeightOf::Custom(layer) => layer.pattern.as_ref().is_none_or(|pattern| pattern.matches(node) || pattern.matches(constant)),
+        }
+    }
+
+    /// What the operator is called.
+    fn op(&self, node: &NodeProto) -> String {
+        match self {
+            WeightOf::Known(_) => node.op_type.clone(),
+            WeightOf::Custom(layer) => layer.op.clone().unwrap_or_default(),
+        }
+    }
 }
 
 /// Reasons for all constants that no layer takes, and for weights that others than layers take too.
@@ -153,7 +191,8 @@ fn trace<'g>(scopes: &[Scope<'g>], indexes: &[GraphIndex<'g>], scope: usize, val
     }
 }
 
-fn swaps_last_two(node: &NodeProto) -> bool {
+/// Whether a Transpose swaps the last two axes, as it says itself.
+pub(crate) fn swaps_last_two(node: &NodeProto) -> bool {
     let Some(perm) = node.attribute("perm").map(|attribute| &attribute.ints) else { return false };
     let rank = perm.len() as i64;
     rank >= 2

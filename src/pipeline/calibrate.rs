@@ -11,6 +11,7 @@ use crate::method::Method;
 use crate::observers::ObserverChoice;
 use crate::outputs::staging::{Durability, check_free};
 use crate::plan::Plan;
+use crate::qat;
 use crate::recipe::{Activations, Mode, Recipe};
 use crate::stream::Progress;
 use serde::Serialize;
@@ -70,8 +71,11 @@ pub fn calibrate(request: &CalibrateRequest, progress: &dyn Progress) -> Result<
     }
     let activations = Activations { observer: request.observer.clone(), ..Activations::default() };
     let recipe = Recipe { mode: Mode::Static, activations, ..Recipe::default() };
-    let model = onnx::ready(model, &recipe)?;
-    let plan = Plan::new(&model, &recipe)?;
+    let (model, trained) = qat::import(onnx::ready(model, &recipe)?, &recipe)?;
+    let mut plan = Plan::new(&model, &recipe)?;
+    if trained.is_of_graph() {
+        trained.apply(&model, &mut plan, true)?;
+    }
     if plan.values.values.is_empty() {
         return Err(Error::malformed(&request.model, "layers: expected some that can run in integers, found none"));
     }

@@ -11,7 +11,7 @@ use crate::calibration::stats::{self, Statistics};
 use crate::error::{Result, show_name};
 use crate::graph::activations::RangeSource;
 use crate::method::Method;
-use crate::model::Model;
+use crate::model::{Model, ModelTensor};
 use crate::observers::ObserverChoice;
 use crate::outputs::document::CalibrationRecord;
 use crate::plan::{Decision, Plan, TensorScheme};
@@ -62,7 +62,7 @@ pub(super) fn adjust(model: &Model, plan: &mut Plan, inputs: &LayerInputs, all: 
         let info = &model.tensors()[tensor].info;
         let name = layer_of(&info.name);
         if let Some(name) = name.filter(|name| known.contains(name))
-            && let Some(view) = view(&info.shape, scheme)
+            && let Some(view) = view(&model.tensors()[tensor], scheme)
         {
             if all || scheme.looks_at_inputs() {
                 layers.insert(tensor, Layer { view, inputs: vec![name.to_owned()] });
@@ -91,11 +91,17 @@ pub(super) fn layer_of(tensor: &str) -> Option<&str> {
     tensor.strip_suffix(WEIGHT)
 }
 
-/// A weight `[out, in]` of a Linear module with scales that do not go across features.
-fn view(shape: &[usize], scheme: &TensorScheme) -> Option<View> {
-    let [rows, features] = *shape else { return None };
-    let along_rows = scheme.axis == 0 || scheme.granularity != Granularity::PerChannel;
-    along_rows.then_some(View { rows, features, row_step: features, feature_step: 1 })
+/// A weight `[out, in]` of a Linear module, or `[in, out]` of one that a recipe says is transposed, with scales that do not go
+/// across features.
+fn view(tensor: &ModelTensor, scheme: &TensorScheme) -> Option<View> {
+    let [height, width] = *tensor.info.shape else { return None };
+    match tensor.role.axis() {
+        Some(1) => Some(View { rows: width, features: height, row_step: 1, feature_step: width }),
+        _ if scheme.axis == 0 || scheme.granularity != Granularity::PerChannel => {
+            Some(View { rows: height, features: width, row_step: width, feature_step: 1 })
+        }
+        _ => None,
+    }
 }
 
 /// Quantizes as without samples: the nearest codes, and activations while the model runs.

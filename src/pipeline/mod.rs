@@ -2,29 +2,31 @@
 
 pub mod analyze;
 pub mod calibrate;
+pub mod check;
 mod checkpoint;
 mod layer_inputs;
 mod onnx;
 mod transforms;
 
-use crate::algorithms::Context;
 use crate::algorithms::solver::{Layer, Solver};
 use crate::algorithms::transforms::{Calibrated, apply, bias_correction, check};
+use crate::algorithms::{Context, NEAREST};
 use crate::calibration::inputs::LayerInputs;
 use crate::calibration::ranges::{self, Ranges};
 use crate::calibration::tables::RangeTable;
 use crate::error::{Error, Result, show_path};
 use crate::formats::{self, ReadOptions};
+use crate::method::Method;
 use crate::model::{Model, SourceFile};
 use crate::outputs::assemble::Assembly;
-use crate::outputs::document::{self, ActivationRecord, Document, FileRecord};
+use crate::outputs::document::{self, Document, FileRecord};
 use crate::outputs::onnx::rewrite::Chosen;
 use crate::outputs::staging;
 use crate::outputs::target::Target;
 use crate::outputs::{OUTPUTS, Output, OutputLayout, fake_quant, record};
-use crate::plan::{Decision, Plan};
+use crate::plan::{self, Decision, Plan};
 use crate::qat::{self, Trained};
-use crate::recipe::{Mode, Recipe};
+use crate::recipe::{MODES, Mode, Recipe};
 use crate::report::QuantizeReport;
 use crate::sensitivity::cost;
 use crate::stream::quantize::{LARGEST_PIECE_BYTES, QuantizeJobs};
@@ -114,8 +116,8 @@ pub struct Prepared {
     /// Of a checkpoint that is calibrated: what is known of its layers' inputs, and the layers it makes a difference for.
     inputs: Option<LayerInputs>,
     layers: BTreeMap<usize, Layer>,
-    /// Parameters of activations that came with the model.
-    trained: BTreeMap<String, ActivationRecord>,
+    /// Parameters that came with the model.
+    trained: Trained,
     /// Ranges of activations that other tools found.
     table: Option<RangeTable>,
 }
@@ -134,26 +136,36 @@ impl Prepared {
         let form = request.form.or(recorded).unwrap_or_else(|| default_form(&model));
         request.recipe.settings.convention.get_or_insert_with(|| form.convention(&model));
         form.adapt(&mut request.recipe);
+        let is_trained = onnx::is_trained(&model, &request.recipe);
         let has_ranges = !request.calibration.is_empty() || request.calibration.ranges.is_some();
         match (request.recipe.mode, !has_ranges) {
-            (Mode::Auto, false) => request.recipe.mode = Mode::Static,
-            (Mode::Static, true) => {
+            (Mode::Auto, is_empty) if is_trained || !is_empty => request.recipe.mode = Mode::Static,
+            (Mode::Static, true) if !is_trained => {
                 let error = Error::Usage("--mode static: expected samples or statistics, found neither".into());
                 return Err(error.with_hint("--samples PATH gives inputs of the model, --stats FILE what `qtool calibrate` wrote, --ranges FILE what other tools found"));
             }
             _ => {}
         }
         onnx::check_codes(&request.recipe, form)?;
-        let mut notes: Vec<String> = onnx::already_quantized(&model).into_iter().collect();
+        let mut notes: Vec<String> = onnx::already_quantized(&model, &request.recipe).into_iter().collect();
         let (table, note) = onnx::open_table(&model, &request)?;
         notes.extend(note);
-        let model = if form.keeps_graph() { onnx::as_given(model, &request.read)? } else { onnx::ready(model, &request.recipe)? };
+        let model =
+            if form.keeps_graph() { onnx::as_given(model, &request.recipe, &request.read)? } else { onnx::ready(model, &request.recipe)? };
         let (model, trained) = qat::import(model, &request.recipe)?;
         notes.extend(trained.notes.iter().cloned());
-        let model = form.ready(model, &request.recipe)?;
-        let mut plan = plan_of(&model, &request.recipe)?;
-        trained.apply(&model, &mut plan)?;
+        if let Some(codes) = trained.activation_codes() {
+            // Operators take codes of one type.
+            request.recipe.activations.dtype = codes;
+        }
+        let model = form.ready(plan::declare(model, &request.recipe)?, &request.recipe)?;
         check_trained(&trained, &request)?;
+        let mut plan = match trained.is_of_graph() {
+            // What was trained is quantized whatever its size.
+            true => plan_of(&model, &Recipe { min_elements: 0, ..request.recipe.clone() })?,
+            false => plan_of(&model, &request.recipe)?,
+        };
+        notes.extend(trained.apply(&model, &mut plan, !request.calibration.is_empty())?);
         check_samples(&model, &plan, &request)?;
         if request.max_drop.is_some() && plan.values.values.is_empty() {
             return Err(Error::Usage(
@@ -181,7 +193,7 @@ impl Prepared {
             target.check_beside(&beside.name, &model)?;
         }
         target.check_space(layout.bytes())?;
-        Ok(Prepared { request, form, model, plan, layout, target, notes, inputs, layers, trained: trained.activations, table })
+        Ok(Prepared { request, form, model, plan, layout, target, notes, inputs, layers, trained, table })
     }
 
     /// Does it: outputs appear complete, or not at all.
@@ -205,21 +217,30 @@ impl Prepared {
         if self.form.needs_params(&self.model) {
             // **Observes** and **chooses** before, as the layout holds the parameters.
             let threads = self.threads();
-            let Prepared { request, model, plan, notes, table, .. } = &mut self;
-            if !plan.values.values.is_empty() {
+            let Prepared { request, model, plan, notes, trained, table, .. } = &mut self;
+            if !plan.values.values.is_empty() && request.calibration.is_empty() && table.is_none() {
+                // Their ranges are known whatever comes in.
+                let nothing = BTreeMap::new();
+                let choices = Ranges::new(model.path(), &nothing, &request.recipe, Dtype::F32).choose_all(&plan.values, &request.recipe)?;
+                chosen.activations = ranges::params_of(&choices);
+                activations = Some((onnx::records(&choices, &request.recipe), None));
+            } else if !plan.values.values.is_empty() {
                 let observer = request.recipe.observers.choose(&request.recipe.activations.observer)?;
                 let statistics = onnx::statistics(model, plan, &request.calibration, &observer, threads, progress)?;
                 let ranges = Ranges::new(model.path(), &statistics.activations, &request.recipe, Dtype::F32).with_table(table.as_ref());
-                if let Some((recipe, found)) = onnx::search(model, plan, request, &statistics, &ranges, threads, progress)? {
+                let search = || onnx::search(model, plan, request, &statistics, &ranges, threads, progress);
+                if let Some((recipe, found)) = if trained.is_of_graph() { None } else { search()? } {
                     *plan = plan_of(model, &recipe)?;
                     request.recipe = recipe;
                     findings = found.map_err(|reason| notes.push(reason)).ok();
                 }
                 let choices = ranges.choose_all(&plan.values, &request.recipe)?;
                 chosen.activations = ranges::params_of(&choices);
-                activations = Some((onnx::records(&choices, &request.recipe), onnx::calibration_record(&statistics, table.as_ref())));
+                let calibration = onnx::calibration_record(&statistics, table.as_ref());
+                activations = Some((onnx::records(&choices, &request.recipe), Some(calibration)));
                 integer_share = cost::integer_share(plan, &cost::of_layers(model, plan, &statistics));
             }
+            chosen.activations.extend(self.plan.values.given.iter().map(|(value, given)| (value.clone(), given.params)));
             let Prepared { request, model, plan, notes, .. } = &mut self;
             if let Some(Observed { inputs, layers, note }) =
                 layer_inputs::observe(model, plan, &request.calibration, request.max_memory, threads, progress)?
@@ -229,6 +250,7 @@ impl Prepared {
             }
             let Prepared { model, plan, .. } = &self;
             chosen.weights = observe::all_params(model, plan, threads)?;
+            chosen.weights.extend(plan.trained());
             if let Some(solver) = self.solver() {
                 for tensor in solver.tensors().filter(|tensor| plan.scheme(*tensor).is_some_and(|scheme| scheme.observer.looks_at_inputs()))
                 {
@@ -248,7 +270,7 @@ impl Prepared {
             let Prepared { request, model, plan, target, .. } = &self;
             let choices = checkpoint::choose_activations(model, plan, &request.recipe, inputs, self.threads())?;
             chosen.activations = ranges::params_of(&choices);
-            activations = Some((onnx::records(&choices, &request.recipe), checkpoint::calibration_record(inputs)));
+            activations = Some((onnx::records(&choices, &request.recipe), Some(checkpoint::calibration_record(inputs))));
             self.layout = self.form.lay_out(model, plan, &chosen, &target.name())?;
         }
         chosen.weights.extend(self.plan.trained());
@@ -272,7 +294,7 @@ impl Prepared {
                     let sources = hashing.map_or_else(|_| self.hash_sources(), |hashing| hashing.join().expect("hashing does not panic"));
                     let (activations, calibration) = activations.unzip();
                     let mut activations = activations.unwrap_or_default();
-                    activations.extend(trained.clone());
+                    activations.extend(trained.activations.clone());
                     let run = record::Run {
                         form: *form,
                         recipe: &request.recipe,
@@ -280,7 +302,7 @@ impl Prepared {
                         sources,
                         outputs,
                         activations,
-                        calibration,
+                        calibration: calibration.flatten(),
                     };
                     Some(record::document(model, plan, &outcomes.borrow(), run).to_json())
                 },
@@ -359,8 +381,21 @@ fn check_samples(model: &Model, plan: &Plan, request: &Request) -> Result<()> {
 
 /// What was trained is for the model as it was trained.
 fn check_trained(trained: &Trained, request: &Request) -> Result<()> {
-    let found = match (request.recipe.transforms.first(), request.recipe.mode) {
+    let Recipe { transforms, mode, settings, min_sqnr, .. } = &request.recipe;
+    let of_graph = trained.is_of_graph();
+    let found = match (transforms.first(), *mode) {
         _ if trained.is_empty() => return Ok(()),
+        (None, Mode::Static) if of_graph && settings.rounding != Method::new(NEAREST) => {
+            format!("--rounding {}: expected a model whose weights are not quantized yet", settings.rounding)
+        }
+        (None, Mode::Static) if of_graph && (request.max_drop.is_some() || min_sqnr.is_some_and(|db| db > 0.0)) => {
+            "--min-sqnr or --max-drop: expected a model of which layers can be spared".to_owned()
+        }
+        (None, Mode::Static) if of_graph => return Ok(()),
+        (None, mode) if of_graph => {
+            let name = MODES.iter().find(|entry| entry.0 == mode).map_or("", |entry| entry.1);
+            format!("--mode {name}: expected auto or static")
+        }
         (Some(method), _) => format!("--transform {method}: expected a model whose ranges are observed"),
         (None, Mode::Static) => "--mode static: expected ranges of activations from samples only".to_owned(),
         _ => return Ok(()),

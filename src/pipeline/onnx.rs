@@ -15,6 +15,7 @@ use crate::formats::{self, ReadOptions};
 use crate::graph::activations::RangeSource;
 use crate::graph::given;
 use crate::graph::index::GraphIndex;
+use crate::graph::names::Names;
 use crate::graph::onnx_model::{OnnxModel, into_model};
 use crate::graph::prepare::{PrepareOptions, prepare};
 use crate::graph::scopes::scopes;
@@ -27,6 +28,7 @@ use crate::outputs::document::{ActivationRecord, CalibrationRecord};
 use crate::outputs::onnx::rewrite::{Chosen, ParamsOf};
 use crate::outputs::onnx::static_qdq::weight_scale_for_bias;
 use crate::plan::{LayerMode, Plan};
+use crate::qat;
 use crate::quant::params::{Params, Range};
 use crate::quant::scheme::Granularity;
 use crate::recipe::{Mode, Recipe, Weights};
@@ -93,16 +95,27 @@ pub(super) fn ready(model: Model, recipe: &Recipe) -> Result<Model> {
         Granularity::PerTensor if recipe.mode != Mode::Static => DYNAMIC,
         _ => PER_AXIS,
     };
+    let has_pairs = qat::onnx::has_pairs(&model);
     let mut onnx = model.into_onnx().expect("it is an ONNX model");
-    if onnx.weights.layers.is_empty() {
-        return into_model(onnx.file);
+    let custom = recipe.layers.clone();
+    let is_stripped = has_pairs && recipe.ignore_qat;
+    if let (true, Some(mut graph)) = (is_stripped, onnx.file.proto.graph.clone()) {
+        let mut names = Names::of(&onnx.file.proto);
+        qat::onnx::strip(&mut graph, &mut names).map_err(|e| Error::malformed(&onnx.file.path, e))?;
+        onnx.file.proto.graph = Some(graph);
+    }
+    if is_stripped || !custom.is_empty() {
+        onnx = into_model(onnx.file, custom.clone())?.into_onnx().expect("it is still one");
+    }
+    if onnx.weights.layers.is_empty() && (is_stripped || !has_pairs) {
+        return into_model(onnx.file, custom);
     }
     let path = onnx.file.path.clone();
     // First what does not depend on the version, as there is less to convert then.
     let before = weights_of_nodes(&onnx);
     prepare(&mut onnx.file.proto, PrepareOptions { fold_affine: recipe.mode == Mode::Static, ..PrepareOptions::default() });
     raise_opset(&mut onnx.file.proto, needed).map_err(|e| Error::malformed(&path, e))?;
-    let model = into_model(onnx.file)?;
+    let model = into_model(onnx.file, custom)?;
     let after = model.onnx().map(weights_of_nodes).unwrap_or_default();
     let renamed = after.into_iter().filter_map(|(node, (tensor, name))| {
         let (_, former) = before.get(&node).filter(|(_, former)| *former != name)?;
@@ -113,12 +126,12 @@ pub(super) fn ready(model: Model, recipe: &Recipe) -> Result<Model> {
 }
 
 /// The model as its file has it, with its constants at hand, for a form that keeps the graph. Other kinds of models as they are.
-pub(super) fn as_given(model: Model, options: &ReadOptions) -> Result<Model> {
+pub(super) fn as_given(model: Model, recipe: &Recipe, options: &ReadOptions) -> Result<Model> {
     let Some(onnx) = model.onnx() else { return Ok(model) };
     let mut file = formats::onnx::read_again(&onnx.file, options)?;
     file.given = Some(Box::new(file.proto.clone()));
     given::lift(&mut file.proto);
-    into_model(file)
+    into_model(file, recipe.layers.clone())
 }
 
 /// Tensor and name of the weights of every node that takes one, by graph, node (its name, or its output's) and input.
@@ -176,7 +189,7 @@ pub(super) fn statistics(
     let onnx = model.onnx().ok_or_else(|| Error::Usage("--samples: expected an ONNX model, found another".into()))?;
     let samples = Samples::open(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
     // Also those that have the range of another: it may stay in float, and then they need their own.
-    let observed = plan.values.values.iter().filter(|(_, source)| **source != RangeSource::Unit).map(|(name, _)| name.clone());
+    let observed = plan.values.values.iter().filter(|(_, source)| !matches!(source, RangeSource::Known(_))).map(|(name, _)| name.clone());
     let counted = cost::counted(onnx, plan).map(|(_, _, value)| value.to_owned());
     let watch = Watch {
         path: model.path(),
@@ -195,8 +208,18 @@ fn is_of_quantized_models(node: &NodeProto) -> bool {
     NAMES.contains(&node.op_type.as_str()) || node.op_type.starts_with("QLinear") || node.op_type.starts_with("DynamicQuantize")
 }
 
+/// Whether a model quantizes values itself, with parameters that are taken over.
+pub(super) fn is_trained(model: &Model, recipe: &Recipe) -> bool {
+    !recipe.ignore_qat && qat::onnx::has_pairs(model)
+}
+
 /// What there is to know of a model that says itself that it is quantized.
-pub(super) fn already_quantized(model: &Model) -> Option<String> {
+pub(super) fn already_quantized(model: &Model, recipe: &Recipe) -> Option<String> {
+    if qat::onnx::has_pairs(model) {
+        return recipe
+            .ignore_qat
+            .then(|| "pairs of QuantizeLinear and DequantizeLinear are taken out, and ranges observed anew".to_owned());
+    }
     let scopes = scopes(&model.onnx()?.file.proto);
     let nodes = scopes.iter().flat_map(|scope| &scope.graph.node).filter(|node| is_of_quantized_models(node));
     let types: BTreeSet<&str> = nodes.map(|node| node.op_type.as_str()).collect();
@@ -282,16 +305,17 @@ pub(super) fn search(
     Ok(Some((Recipe { min_sqnr: Some(0.0), ..recipe }, findings)))
 }
 
-/// Raises weight scales where a bias, whose scale is that of the product, would not fit 32 bits.
+/// Raises weight scales where a bias, whose scale is that of the product, would not fit 32 bits; trained ones stay.
 pub(super) fn leave_room_for_biases(model: &Model, plan: &Plan, activations: &BTreeMap<String, Params>, weights: &mut ParamsOf) {
     let Some(onnx) = model.onnx() else { return };
     let Some(graph) = &onnx.file.proto.graph else { return };
     let index = GraphIndex::new(graph);
+    let is_trained = |tensor: usize| plan.scheme(tensor).is_some_and(|scheme| scheme.trained.is_some());
     for (layer, _) in onnx.weights.layers.iter().zip(&plan.layers).filter(|(_, mode)| **mode == LayerMode::Static) {
         let node = &graph.node[layer.node];
         let bias = node.input(2).and_then(|bias| index.constant(bias)).and_then(TensorProto::to_floats);
         let input = node.input(0).and_then(|input| activations.get(input));
-        let params = onnx.tensor(&layer.weight).and_then(|tensor| weights.get_mut(&tensor));
+        let params = onnx.tensor(&layer.weight).filter(|tensor| !is_trained(*tensor)).and_then(|tensor| weights.get_mut(&tensor));
         let (Some(bias), Some(input), Some(params)) = (bias, input, params) else { continue };
         let channels = params.len();
         for (channel, params) in params.iter_mut().enumerate() {
@@ -308,7 +332,7 @@ pub(super) fn placeholders(model: &Model, plan: &Plan) -> Chosen {
     let layers = plan.quantized().filter_map(|tensor| super::checkpoint::layer_of(&model.tensors()[tensor].info.name));
     // Such that activation functions go, as most do.
     let smallest = Params { scale: f32::MIN_POSITIVE, zero_point: plan.activation_codes.grid().qmin };
-    let values = plan.values.values.keys().map(|name| (name.clone(), smallest));
+    let values = plan.values.values.keys().chain(plan.values.given.keys()).map(|name| (name.clone(), smallest));
     match model.onnx() {
         None => Chosen { activations: layers.map(|name| (name.to_owned(), any)).collect(), ..Chosen::default() },
         Some(_) => Chosen { weights: weights.collect(), activations: values.collect() },

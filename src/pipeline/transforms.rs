@@ -70,7 +70,7 @@ pub(super) fn before(
             OnGraph::Biases => biases::complete(graph, &mut names, &weights),
         }
     }
-    let model = into_model(onnx.file)?;
+    let model = into_model(onnx.file, onnx.custom)?;
     let renamed = model.tensors().iter().enumerate().filter_map(|(tensor, stored)| Some((tensor, former.get(&stored.info.name)?.clone())));
     let renamed = renamed.collect();
     Ok((model.with_former_names(&renamed), notes))

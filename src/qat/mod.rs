@@ -12,16 +12,19 @@
 //! anew from the ranges, whatever scales are stored; learned ones (`_LearnableFakeQuantize`, torchao) are taken as they
 //! are. The codes that a weight was trained for follow from ranges and scales ([`params`]). `docs/qat.md` has all rules.
 //!
-//! Left out: exported graphs (PT2E), whose state does not say which weight a fake quantizer is for; embeddings with float
-//! zero points; parametrizations other than fake quantizers.
+//! The state of exported graphs (PT2E) does not say which weight a fake quantizer is for; a recipe's `[[fake_quantizer]]` does.
+//! `convert_pt2e` does not show weights to observers again. ONNX models have their quantization in the graph: [`onnx`].
+//!
+//! Left out: embeddings with float zero points; parametrizations other than fake quantizers.
 
 mod fold;
 mod names;
+pub(crate) mod onnx;
 mod params;
 mod state;
 mod weights;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, show_name};
 use crate::model::Model;
 use crate::outputs::document::ActivationRecord;
 use crate::plan::{Decision, Plan};
@@ -51,6 +54,8 @@ pub(crate) struct Trained {
     pub activations: BTreeMap<String, ActivationRecord>,
     /// What the user is told.
     pub notes: Vec<String>,
+    /// Of an ONNX model, what its graph said.
+    graph: Option<onnx::TrainedGraph>,
 }
 
 /// How a weight is quantized.
@@ -71,10 +76,18 @@ struct TrainedWeight {
 ///
 /// # Errors
 ///
-/// [`crate::Error::Tensor`] naming a tensor whose state cannot be what PyTorch saved, or is of a layout that is not read.
+/// [`crate::Error::Tensor`] naming a tensor whose state cannot be what PyTorch saved, or is of a layout that is not read; for
+/// ONNX models as [`onnx::import`].
 pub(crate) fn import(model: Model, recipe: &Recipe) -> Result<(Model, Trained)> {
+    if onnx::has_pairs(&model) && !recipe.ignore_qat {
+        name_exported(&model, &mut [], recipe)?;
+        return onnx::import(model);
+    }
     let mut trained = Trained::default();
-    let quantizers = if model.onnx().is_some() || recipe.ignore_qat { Vec::new() } else { names::find(&model) };
+    let mut quantizers = if model.onnx().is_some() || recipe.ignore_qat { Vec::new() } else { names::find(&model) };
+    if !recipe.ignore_qat {
+        name_exported(&model, &mut quantizers, recipe)?;
+    }
     if quantizers.is_empty() {
         return Ok((model, trained));
     }
@@ -87,7 +100,7 @@ pub(crate) fn import(model: Model, recipe: &Recipe) -> Result<(Model, Trained)> 
                 Some(record) => drop(trained.activations.insert(name.clone(), record)),
                 None => unused += 1,
             },
-            Site::Weight(_) | Site::Parametrized(_) => {
+            Site::Weight(_) | Site::Parametrized(_) | Site::Exported { .. } => {
                 let found = weights::find(&model, &index, quantizer, &quantizers)?;
                 updated += usize::from(state.is_observing);
                 if found.stored_name != found.name {
@@ -110,6 +123,21 @@ pub(crate) fn import(model: Model, recipe: &Recipe) -> Result<(Model, Trained)> 
     Ok((model.with_layers(layers, "FakeQuantize").with_former_names(&former), trained))
 }
 
+/// Gives fake quantizers of exported graphs the weights that the recipe says they are for.
+fn name_exported(model: &Model, quantizers: &mut [FakeQuantizer], recipe: &Recipe) -> Result<()> {
+    for named in &recipe.fake_quantizers {
+        let is_numbered = |quantizer: &&mut FakeQuantizer| quantizer.root == named.name && matches!(quantizer.site, Site::Activation(_));
+        let Some(quantizer) = quantizers.iter_mut().find(is_numbered) else {
+            return Err(named.error("expected state of a fake quantizer of that name in the model, found none"));
+        };
+        if !model.tensors().iter().any(|tensor| tensor.info.name == named.weight) {
+            return Err(named.error(&format!("weight: expected a tensor {}, found none", show_name(&named.weight))));
+        }
+        quantizer.site = Site::Exported { weight: named.weight.clone(), batch_norm: named.batch_norm.clone() };
+    }
+    Ok(())
+}
+
 fn notes(trained: &Trained, updated: usize, unused: usize) -> Vec<String> {
     let (weights, activations) = (trained.weights.len(), trained.activations.len());
     let mut notes = vec![format!(
@@ -124,7 +152,9 @@ fn notes(trained: &Trained, updated: usize, unused: usize) -> Vec<String> {
         notes.push(format!("{unused} fake quantizers of activations have seen nothing and are left out"));
     }
     if weights == 0 {
-        notes.push("no weight has trained parameters of its own: their ranges are observed".into());
+        notes.push("no weight has trained parameters of its own: their ranges are observed (of an exported graph, [[fake_quantizer]] tables of a recipe name \
+             those of weights: docs/qat.md)"
+                .into());
     }
     notes
 }
@@ -133,7 +163,8 @@ fn notes(trained: &Trained, updated: usize, unused: usize) -> Vec<String> {
 fn activation(model: &Model, quantizer: &FakeQuantizer, state: &State, recipe: &Recipe) -> Result<Option<ActivationRecord>> {
     let [stored] = *state.params.as_slice() else {
         let message = format!("expected one scale of an activation, found {}", state.params.len());
-        let hint = "if it is for a weight, as in exported graphs, its name does not say for which; --ignore-qat observes weights anew";
+        let hint = "in exported graphs it may be for a weight: a recipe's [[fake_quantizer]] says for which (docs/qat.md); --ignore-qat \
+                    observes weights anew";
         return Err(model.tensor_error(named(quantizer), message).with_hint(hint));
     };
     let (codes, params) = match &state.watched {
@@ -175,16 +206,30 @@ fn not_from_ranges(model: &Model, quantizer: &FakeQuantizer) -> Error {
 impl Trained {
     /// Whether nothing was.
     pub(crate) fn is_empty(&self) -> bool {
-        self.weights.is_empty() && self.activations.is_empty()
+        self.weights.is_empty() && self.activations.is_empty() && self.graph.as_ref().is_none_or(onnx::TrainedGraph::is_empty)
     }
 
-    /// Quantizes the weights of `plan` as they were trained, apart from those that are kept in float.
+    /// Whether it is what the graph of an ONNX model said.
+    pub(crate) fn is_of_graph(&self) -> bool {
+        self.graph.is_some()
+    }
+
+    /// The type of codes that all activations of a graph were trained for, if it is one.
+    pub(crate) fn activation_codes(&self) -> Option<CodeType> {
+        self.graph.as_ref()?.activation_codes
+    }
+
+    /// Quantizes the weights of `plan` as they were trained, apart from those that are kept in float. `is_calibrated` if samples
+    /// or statistics will tell ranges. Returns what the user is told.
     ///
     /// # Errors
     ///
     /// [`crate::Error::Tensor`] if the codes that the recipe asks for do not hold those a weight was trained for;
     /// [`crate::Error::NonFinite`] if the weight holds NaN or infinities.
-    pub(crate) fn apply(&self, model: &Model, plan: &mut Plan) -> Result<()> {
+    pub(crate) fn apply(&self, model: &Model, plan: &mut Plan, is_calibrated: bool) -> Result<Vec<String>> {
+        if let Some(graph) = &self.graph {
+            return graph.apply(model, plan, is_calibrated);
+        }
         for (tensor, decision) in plan.decisions.iter_mut().enumerate() {
             let info = &model.tensors()[tensor].info;
             let (Decision::Quantize(scheme), Some(weight)) = (decision, self.weights.get(&info.name)) else { continue };
@@ -217,7 +262,7 @@ impl Trained {
             scheme.arithmetic = Arithmetic::of(Convention::Torch, info.dtype);
             scheme.trained = Some(params.into());
         }
-        Ok(())
+        Ok(Vec::new())
     }
 }
 

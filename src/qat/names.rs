@@ -7,7 +7,7 @@
 //! | `P.parametrizations.weight.0.*` | `P.weight`, stored as `P.parametrizations.weight.original` |
 //! | `P.activation_post_process.*` | the output of `P` |
 //! | `P.activation_fake_quantizer.*` | the input of `P`: torchao |
-//! | `P.activation_post_process_3.*` | a value of an FX or exported graph |
+//! | `P.activation_post_process_3.*` | a value of an FX graph; of an exported graph (PT2E) also a weight, if the recipe says so |
 //!
 //! `P` is whatever stands before, with `module.` and `_orig_mod.` where wrappers put them.
 
@@ -39,6 +39,12 @@ pub(super) enum Site {
     Weight(String),
     /// The tensor of this name, which has this fake quantizer as a parametrization.
     Parametrized(String),
+    /// The tensor of this name, as the recipe says of a fake quantizer of an exported graph.
+    Exported {
+        weight: String,
+        /// The module of batch normalization that it is multiplied by before.
+        batch_norm: Option<String>,
+    },
     /// The activation of this name.
     Activation(String),
 }

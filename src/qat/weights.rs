@@ -33,7 +33,7 @@ pub(super) struct Found {
 pub(super) fn find(model: &Model, index: &HashMap<&str, usize>, quantizer: &FakeQuantizer, all: &[FakeQuantizer]) -> Result<Found> {
     let name = match &quantizer.site {
         Site::Weight(module) => join(module, "weight"),
-        Site::Parametrized(name) | Site::Activation(name) => name.clone(),
+        Site::Parametrized(name) | Site::Exported { weight: name, .. } | Site::Activation(name) => name.clone(),
     };
     let module = name.rsplit_once('.').map_or("", |(module, _)| module).to_owned();
     let is_parametrized = matches!(quantizer.site, Site::Parametrized(_));
@@ -85,7 +85,11 @@ pub(super) fn read(
             model.tensor_error(found.tensor, format!("expected a float weight with elements, found {} {:?}", info.dtype, info.shape))
         );
     }
-    let folded = fold::fold(model, index, &found.module, found.tensor, changes)?;
+    let norm = match &quantizer.site {
+        Site::Exported { batch_norm, .. } => batch_norm.clone(),
+        _ => fold::within(model, index, &found.module)?,
+    };
+    let folded = norm.map(|norm| fold::fold(model, index, found, &norm, changes)).transpose()?;
     if found.name != found.stored_name {
         let renamed = crate::tensor::TensorInfo { name: found.name.clone(), ..info.clone() };
         match changes.get_mut(&found.tensor) {
@@ -107,7 +111,9 @@ pub(super) fn read(
             let Some(codes) = infer(&Codes::of_weights(), state.kind, ranges, state.eps, &state.params) else {
                 return Err(not_from_ranges(model, quantizer));
             };
-            let ranges = if state.is_observing {
+            // `convert_pt2e` does not show the weight again.
+            let is_shown_again = state.is_observing && !matches!(quantizer.site, Site::Exported { .. });
+            let ranges = if is_shown_again {
                 let layout = GroupLayout::new(&info.shape, granularity, axis);
                 let now = extents(model, found.tensor, folded.as_deref(), &layout);
                 ranges.iter().zip(now).map(|(before, now)| update(*before, now)).collect()

@@ -5,11 +5,14 @@ use crate::compare::{Comparison, Difference, LayerDifference, OutputComparison, 
 use crate::error::{escape, show_name, show_path};
 use crate::inspect::{Inspection, QUANTIZE, ValueSummary};
 use crate::pipeline::calibrate::CalibrationReport;
+use crate::pipeline::check::RuleMatch;
 use crate::quant::metrics::Metrics;
+use crate::recipe::presets::PRESETS;
 use crate::sensitivity::{Decisions, Findings, LayerSensitivity, Ranking};
 use crate::verify::Verification;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
+use std::path::Path;
 use std::time::Duration;
 
 /// Rows of the list of worst tensors.
@@ -79,6 +82,21 @@ pub fn plan(report: &QuantizeReport, buffer_bytes: u64) -> String {
         bytes(report.bytes_after),
         bytes(buffer_bytes)
     );
+    text
+}
+
+/// What `recipe list` prints.
+pub fn presets() -> String {
+    let rows: Vec<Vec<String>> = PRESETS.iter().map(|preset| vec![preset.name.to_owned(), preset.summary().to_owned()]).collect();
+    table(&rows, &[])
+}
+
+/// What `recipe check` prints of a recipe with so many rules; `matches` are the tensors of each in a model.
+pub fn recipe_check(path: &Path, rules: usize, matches: Option<&[RuleMatch]>) -> String {
+    let mut text = format!("{}: a recipe with {rules} rules\n", show_path(path));
+    for (number, rule) in matches.unwrap_or_default().iter().enumerate() {
+        let _ = writeln!(text, "rule {}: {}: {} tensors", number + 1, escape(&rule.criteria), rule.tensors);
+    }
     text
 }
 

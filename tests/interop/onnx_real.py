@@ -1,7 +1,7 @@
 """Models that people use, from the packages of wheels.txt, and inputs like those that they are used with.
 
-Inputs are drawn here, not downloaded: text lines and pages in Pillow's own font, a synthetic voice, files of this
-repository, token ids. The same seed gives the same ones on every machine with the same Pillow, but for files, which change.
+Inputs are drawn here, not downloaded: text lines and pages in Pillow's own font, a synthetic voice, files of pinned
+packages, token ids. The same seed gives the same ones on every machine with the same packages.
 """
 
 import random
@@ -146,10 +146,12 @@ def captcha_detection(seed, count, _):
 
 
 def files(seed, count, _):
-    """First and last kilobyte of a text in one of the languages of this repository; 256 is padding."""
+    """First and last kilobyte of a file of pinned packages, in one of ten languages; 256 is padding."""
     rng = random.Random(seed)
-    patterns = ["src/**/*.rs", "tests/**/*.py", "**/*.md", "*.toml", "docs/*.json", ".ci/run", "fixtures/**/*.npz", "fixtures/**/*.safetensors", "fixtures/**/*.onnx"]
-    groups = [sorted(path for path in ROOT.glob(pattern) if "target" not in path.relative_to(ROOT).parts) for pattern in patterns]
+    packages = Path(np.__file__).parent.parent
+    patterns = ["numpy/*/*.py", "numpy/*/*.pyi", "numpy/*/tests/data/*.csv", "onnx/**/*.cc", "onnx/**/*.proto", "onnx/backend/**/*.pb"]
+    patterns += ["torch/include/torch/csrc/**/*.h", "torch/share/cmake/**/*.cmake", "torch/include/**/*.cuh", "transformers/*.py"]
+    groups = [sorted(packages.glob(pattern)) for pattern in patterns]
     for i in range(count):
         content = rng.choice(groups[i % len(groups)]).read_bytes()
         start = rng.randrange(max(1, len(content) // 2))

@@ -27,7 +27,7 @@ from onnx_tools import cosine, outputs, session, sqnr, write_samples
 CALIBRATION = 16
 # Samples to judge by: more where they are small. Of lines the right way up and upside down only a few are uncertain, and
 # those alone decide: with 150 samples the SQNR of one model was between 26 and 46 dB.
-TEST = {"ocr-direction": 600, "silero": 100, "silero-if": 100, "magika": 48, "ocr-detection": 32, "captcha-detection": 12}
+TEST = {"ocr-direction": 600, "silero": 100, "silero-if": 100, "magika": 100, "ocr-detection": 32, "captcha-detection": 12}
 FEW = 20
 # What chance makes of the comparison with ONNX Runtime's quantizer, in dB: of 600 lines, eight undecided ones hold nearly
 # all noise of the direction's probability, and which of the two comes out ahead depends on the processor's float sums.

@@ -1,6 +1,7 @@
 //! What the tests share: a directory of their own, the program and what it did, models made on the spot.
 
 pub(crate) mod model;
+pub(crate) mod onnx;
 
 use serde_json::Value;
 use std::ffi::OsStr;

@@ -181,6 +181,11 @@ impl Pass {
             "Gather" if self.constant(node.input(0)?).is_some_and(|codes| matches!(codes.data_type, Some(INT8 | UINT8))) => {
                 self.note(node, Meaning::Rows { gather: node.clone(), is_float: false, zero_point: None });
             }
+            // Codes of fewer bits than their type has.
+            "Clip" => match self.meaning(node.input(0)?)? {
+                Meaning::Codes(codes) => self.note(node, Meaning::Codes(codes)),
+                _ => return None,
+            },
             "Sub" => self.centre(node)?,
             "Mul" => return self.scale(index, node, ahead),
             op if MOVE_DATA.contains(&op) => self.move_data(index, node)?,

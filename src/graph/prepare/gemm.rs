@@ -1,12 +1,14 @@
 //! Makes one Gemm of a MatMul of matrices and the Add of its bias.
 //!
 //! ONNX Runtime does so before it looks for quantized operators, and then finds a Gemm between DequantizeLinear whose bias
-//! is still float, which it leaves in float. A Gemm from the start has its bias quantized with its weight.
+//! is still float, which it leaves in float. A Gemm from the start has its bias quantized with its weight, which may be a
+//! constant that a Transpose hands on.
 
 use super::Folded;
 use crate::formats::onnx::proto::{GraphProto, NodeProto};
 use crate::graph::facts::Facts;
 use crate::graph::index::GraphIndex;
+use crate::graph::weights::swaps_last_two;
 use std::collections::{BTreeMap, HashSet};
 
 /// Fuses all of them. Each Gemm has the name of its MatMul and the output of its Add.
@@ -33,8 +35,14 @@ pub(super) fn fuse(graph: &mut GraphProto, folded: &mut Vec<Folded>) {
 /// The Add that nobody else stands before, and the constant that it adds to each row of the product.
 fn bias_of<'g>(node: &NodeProto, index: &GraphIndex<'g>, facts: &Facts<'_>) -> Option<(usize, &'g str)> {
     let [input, weight] = &node.input[..] else { return None };
-    let weight = index.constant(weight).filter(|_| node.is("MatMul") && facts.rank(input) == Some(2))?;
-    let [_, columns] = weight.dims[..] else { return None };
+    if !node.is("MatMul") || facts.rank(input) != Some(2) {
+        return None;
+    }
+    let (weight, columns) = match index.producer(weight).filter(|(_, node)| node.is("Transpose") && swaps_last_two(node)) {
+        None => (index.constant(weight)?, 1),
+        Some((_, transpose)) => (index.constant(transpose.input(0)?)?, 0),
+    };
+    let columns = *weight.dims.get(columns).filter(|_| weight.dims.len() == 2)?;
     let only = index.only_use(node.output.first()?)?;
     let add = &index.graph.node[only.node];
     let bias = add.input(1 - only.input.min(1)).filter(|_| add.is("Add"))?;

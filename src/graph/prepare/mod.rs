@@ -85,6 +85,11 @@ pub(crate) fn prepare(model: &mut ModelProto, options: PrepareOptions) -> Prepar
     run.prepared
 }
 
+/// Makes one Gemm of each MatMul of matrices and the Add of its bias, in one graph.
+pub(crate) fn fuse_biases(graph: &mut GraphProto) {
+    gemm::fuse(graph, &mut Vec::new());
+}
+
 /// What all graphs of a model share.
 struct Run<'n> {
     options: PrepareOptions,

@@ -36,7 +36,7 @@ fn last_part(module: &str) -> &str {
 /// The tensors that do not become codes, by number, and why.
 pub(super) fn others(model: &Model, recipe: &Recipe) -> BTreeMap<usize, String> {
     let reason = |(number, tensor): (usize, &crate::model::ModelTensor)| {
-        let resolved = recipe.resolve(|pattern| tensor.is_matched_by(pattern));
+        let resolved = recipe.resolve(|rule| tensor.is_subject_of(rule));
         let is_asked_for = recipe.include.iter().any(|pattern| tensor.is_matched_by(pattern))
             || matches!(resolved.decided_by.and_then(|rule| rule.weights), Some(Weights::Codes(_)));
         let settings = &resolved.settings;

@@ -16,7 +16,7 @@ use std::path::Path;
 
 /// Whether a sidecar says that the output has this form.
 pub(crate) fn is_form_of(document: &Document) -> bool {
-    document.output.form == crate::scheme::Scheme::FORM
+    document.output.form == crate::recipe::presets::Preset::SCHEME_FORM
 }
 
 /// Whether the `config.json` of a directory says that the model is in this form.
@@ -96,7 +96,7 @@ pub(crate) fn describe(model: &Model) -> Result<Document> {
         calibration: None,
         format: crate::outputs::document::FORMAT.to_owned(),
         kept: kept.map(|(_, tensor)| (tensor.info.name.clone(), "not quantized".to_owned())).collect(),
-        output: OutputRecord { files: Vec::new(), form: crate::scheme::Scheme::FORM.to_owned() },
+        output: OutputRecord { files: Vec::new(), form: crate::recipe::presets::Preset::SCHEME_FORM.to_owned() },
         qtool_version: env!("CARGO_PKG_VERSION").to_owned(),
         recipe: Recipe::default(),
         seed: 0,

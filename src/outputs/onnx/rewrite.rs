@@ -7,6 +7,7 @@ use crate::graph::index::GraphIndex;
 use crate::graph::names::Names;
 use crate::graph::onnx_model::OnnxModel;
 use crate::graph::scopes;
+use crate::graph::sweep;
 use crate::graph::weights::{Key, Layer};
 use crate::model::Model;
 use crate::outputs::Content;
@@ -14,7 +15,7 @@ use crate::plan::{LayerMode, Plan, TensorScheme, block_axis};
 use crate::quant::params::Params;
 use crate::quant::scheme::{CodeType, Granularity};
 use crate::tensor::{Dtype, encode_f32};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Parameters of the groups of each quantized tensor.
 pub(crate) type ParamsOf = BTreeMap<usize, Vec<Params>>;
@@ -198,9 +199,13 @@ impl<'a> Rewriter<'a> {
         let Rewriter { onnx, edits, deferred, imports, .. } = self;
         let mut proto = onnx.file.proto.clone();
         let mut edits: Vec<Option<Edits>> = edits.into_iter().map(Some).collect();
+        let mut unused: Vec<HashSet<String>> = scopes::scopes(&proto).iter().map(|scope| sweep::unused(scope.graph)).collect();
         scopes::for_each_mut(&mut proto, &mut |number, graph| {
             if let Some(edits) = edits.get_mut(number).and_then(Option::take) {
+                // Parameters that are stored in another shape too stay, to be found by name.
+                unused[number].extend(edits.initializers.iter().map(|tensor| tensor.name.clone()));
                 edits.apply(graph);
+                sweep::remove(graph, &unused[number]);
             }
         });
         // Constants that became unused: those of the original whose only uses were rewritten.
@@ -218,15 +223,15 @@ impl<'a> Rewriter<'a> {
     }
 }
 
-fn used_names(graph: Option<&GraphProto>) -> std::collections::HashSet<String> {
-    fn collect(graph: &GraphProto, used: &mut std::collections::HashSet<String>) {
+fn used_names(graph: Option<&GraphProto>) -> HashSet<String> {
+    fn collect(graph: &GraphProto, used: &mut HashSet<String>) {
         used.extend(graph.output.iter().map(|value| value.name.clone()));
         for node in &graph.node {
             used.extend(node.input.iter().cloned());
             node.bodies().for_each(|body| collect(body, used));
         }
     }
-    let mut used = std::collections::HashSet::new();
+    let mut used = HashSet::new();
     graph.into_iter().for_each(|graph| collect(graph, &mut used));
     used
 }

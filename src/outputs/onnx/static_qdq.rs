@@ -10,6 +10,8 @@ use super::weight_only::{dequantize, inputs};
 use crate::formats::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::formats::onnx::tensor::INT32;
 use crate::graph::activations::{LayerOutput, QuantizedValues};
+use crate::graph::index::GraphIndex;
+use crate::graph::pairs::{self, Given};
 use crate::graph::scopes::TOP;
 use crate::graph::weights::Layer;
 use crate::quant::params::Params;
@@ -52,7 +54,12 @@ struct Pair {
 
 impl<'v> Static<'v> {
     pub(super) fn new(style: Style, values: &'v QuantizedValues, params: &'v BTreeMap<String, Params>) -> Self {
-        Static { style, values, params, done: BTreeMap::new(), outputs: BTreeMap::new(), changed: BTreeMap::new() }
+        let pair = |(value, given): (&String, &Given)| {
+            let Given { codes, scale, zero_point, .. } = given.clone();
+            (value.clone(), Pair { codes, scale, zero_point, floats: value.clone() })
+        };
+        let done = values.given.iter().map(pair).collect();
+        Static { style, values, params, done, outputs: BTreeMap::new(), changed: BTreeMap::new() }
     }
 
     /// Quantizes the outputs of layers, for all who take them.
@@ -138,10 +145,28 @@ impl<'v> Static<'v> {
     }
 
     /// QLinearConv.
-    fn convolution(&self, rewriter: &mut Rewriter<'_>, number: usize, layer: &Layer, input: &Pair, mut node: NodeProto) -> Vec<NodeProto> {
+    fn convolution(
+        &mut self,
+        rewriter: &mut Rewriter<'_>,
+        number: usize,
+        layer: &Layer,
+        input: &Pair,
+        mut node: NodeProto,
+    ) -> Vec<NodeProto> {
         let weight = rewriter.weight(layer, layer.path.transposed);
-        let output = &self.outputs[&number];
-        let original = &rewriter.indexes[TOP].graph.node[layer.node];
+        let nodes = &rewriter.indexes[TOP].graph.node;
+        let original = &nodes[layer.node];
+        let output = match self.values.given_outputs.get(&number) {
+            // The model's own QuantizeLinear goes, and its parameters are the operator's.
+            Some(quantize) => {
+                self.changed.insert(*quantize, Vec::new());
+                let Some([_, scale, zero_point]) = nodes[*quantize].input.first_chunk() else { return vec![node] };
+                let codes = nodes[*quantize].output[0].clone();
+                node.output[0].clone_from(&codes);
+                &Pair { codes, scale: scale.clone(), zero_point: zero_point.clone(), floats: String::new() }
+            }
+            None => &self.outputs[&number],
+        };
         let bias = original.input(2).and_then(|bias| self.bias(rewriter, layer, &original.input[0], bias));
         let WeightNames { codes, scale, zero_point, .. } = weight;
         node.op_type = "QLinearConv".into();
@@ -180,18 +205,30 @@ impl<'v> Static<'v> {
         Pair { codes, scale, zero_point, floats }
     }
 
-    /// The codes of a constant bias, int32 of scale `input scale * weight scale`, if its shape and that of the scales fit.
+    /// The codes of a constant bias, int32 of scale `input scale * weight scale`, if its shape and that of the scales fit. One
+    /// that is written so already stays as it is.
     fn bias(&self, rewriter: &mut Rewriter<'_>, layer: &Layer, input: &str, bias: &str) -> Option<Pair> {
-        let values = rewriter.indexes[TOP].constant(bias).and_then(TensorProto::to_floats)?;
-        let (tensor, _) = rewriter.scheme(layer)?;
-        let (channels, weights) = (values.len(), &rewriter.params[&tensor]);
+        let bias = Bias::of(&rewriter.indexes[TOP], bias)?;
+        let (tensor, scheme) = rewriter.scheme(layer)?;
+        let (channels, weights) = (bias.values.len(), &rewriter.params[&tensor]);
         let input_scale = self.params[input].scale;
         let scales: Vec<f32> = weights.iter().map(|params| input_scale * params.scale).collect();
         let scale_of = |channel: usize| if scales.len() == 1 { scales[0] } else { scales[channel] };
         if scales.len() != 1 && scales.len() != channels {
             return None;
         }
-        let codes: Vec<u8> = values.iter().enumerate().flat_map(|(i, value)| bias_code(*value, scale_of(i)).to_le_bytes()).collect();
+        if let Some((codes, stored)) = &bias.codes
+            && (0..channels).all(|i| stored[i % stored.len()] == scale_of(i))
+        {
+            let pair = Pair { codes: codes.clone(), scale: String::new(), zero_point: String::new(), floats: String::new() };
+            return (self.style == Style::Operators).then_some(pair);
+        }
+        // Trained scales are not raised for a bias that does not fit, which floats hold.
+        let fits = |(i, value): (usize, &f64)| (value / f64::from(scale_of(i))).abs() < f64::from(i32::MAX);
+        if self.style == Style::Pairs && scheme.trained.is_some() && !bias.values.iter().enumerate().all(fits) {
+            return None;
+        }
+        let codes: Vec<u8> = bias.values.iter().enumerate().flat_map(|(i, value)| bias_code(*value, scale_of(i)).to_le_bytes()).collect();
         let names = ["quantized", "scale", "zero_point"];
         let [quantized, scale, zero_point] = names.map(|what| rewriter.names.fresh(&format!("{}_bias_{what}", layer.name)));
         let dims: Vec<i64> = if scales.len() == 1 { vec![] } else { vec![channels as i64] };
@@ -224,9 +261,34 @@ fn product(rewriter: &mut Rewriter<'_>, layer: &Layer, input: &Pair, node: NodeP
     super::dynamic::integer_product(rewriter, &node, [&input.codes, &input.scale, &input.zero_point], &weight)
 }
 
+/// A constant bias.
+struct Bias {
+    values: Vec<f64>,
+    /// Its int32 codes and their scales, one or one a value, if it is made of codes.
+    codes: Option<(String, Vec<f32>)>,
+}
+
+impl Bias {
+    /// The bias of this name, if it is a constant or made of constant codes.
+    fn of(index: &GraphIndex<'_>, name: &str) -> Option<Self> {
+        if let Some(values) = index.constant(name).and_then(TensorProto::to_floats) {
+            return Some(Bias { values: values.into_iter().map(f64::from).collect(), codes: None });
+        }
+        let (_, node) = index.producer(name).filter(|(_, node)| pairs::is_dequantize(node))?;
+        let codes = node.input(0).and_then(|codes| index.constant(codes)).filter(|codes| codes.data_type == Some(INT32))?;
+        let scales = node.input(1).and_then(|scale| index.constant(scale)).and_then(TensorProto::to_floats)?;
+        let ints = codes.to_ints()?;
+        if ints.is_empty() || (scales.len() != 1 && scales.len() != ints.len()) {
+            return None;
+        }
+        let values = ints.iter().enumerate().map(|(i, code)| *code as f64 * f64::from(scales[i % scales.len()])).collect();
+        Some(Bias { values, codes: Some((codes.name.clone(), scales)) })
+    }
+}
+
 /// `clamp(round_half_even(value / scale))` in f64, as ONNX Runtime's `quantize_bias_static_impl`.
-pub(super) fn bias_code(value: f32, scale: f32) -> i32 {
-    (f64::from(value) / f64::from(scale)).round_ties_even().clamp(f64::from(i32::MIN), f64::from(i32::MAX)) as i32
+pub(super) fn bias_code(value: f64, scale: f32) -> i32 {
+    (value / f64::from(scale)).round_ties_even().clamp(f64::from(i32::MIN), f64::from(i32::MAX)) as i32
 }
 
 /// The smallest weight scale with which a bias fits 32 bits, as ONNX Runtime's `_adjust_weight_scale_for_int32_bias`:

@@ -1,0 +1,114 @@
+//! ONNX models made on the spot: just enough of the protocol buffer to say nodes, constants and values.
+
+/// Element types.
+pub(crate) const FLOAT: u64 = 1;
+pub(crate) const UINT8: u64 = 2;
+pub(crate) const INT8: u64 = 3;
+
+/// A constant.
+#[derive(Clone, Debug)]
+pub(crate) struct Constant {
+    pub name: String,
+    pub kind: u64,
+    pub dims: Vec<u64>,
+    pub bytes: Vec<u8>,
+}
+
+/// A node; attributes are integers.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub op: &'static str,
+    pub name: String,
+    pub inputs: Vec<String>,
+    pub output: String,
+    pub attributes: Vec<(&'static str, i64)>,
+}
+
+/// A graph of floats.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Graph {
+    pub nodes: Vec<Node>,
+    pub constants: Vec<Constant>,
+    /// Name and dimensions.
+    pub inputs: Vec<(String, Vec<u64>)>,
+    pub outputs: Vec<(String, Vec<u64>)>,
+}
+
+impl Constant {
+    pub(crate) fn floats(name: &str, dims: &[u64], values: &[f32]) -> Self {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Constant { name: name.into(), kind: FLOAT, dims: dims.into(), bytes }
+    }
+
+    pub(crate) fn codes(name: &str, kind: u64, dims: &[u64], values: &[i16]) -> Self {
+        Constant { name: name.into(), kind, dims: dims.into(), bytes: values.iter().map(|value| *value as u8).collect() }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let dims: Vec<u8> = self.dims.iter().flat_map(|dim| number(1, *dim)).collect();
+        [dims, number(2, self.kind), bytes(8, self.name.as_bytes()), bytes(9, &self.bytes)].concat()
+    }
+}
+
+impl Node {
+    pub(crate) fn new(op: &'static str, inputs: &[&str], output: &str, attributes: &[(&'static str, i64)]) -> Self {
+        let inputs = inputs.iter().map(|input| (*input).to_owned()).collect();
+        Node { op, name: format!("{output}_node"), inputs, output: output.into(), attributes: attributes.into() }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let inputs: Vec<u8> = self.inputs.iter().flat_map(|input| bytes(1, input.as_bytes())).collect();
+        let attribute = |(name, value): &(&str, i64)| {
+            let value = number(3, value.cast_unsigned());
+            bytes(5, &[bytes(1, name.as_bytes()), value, number(20, 2)].concat())
+        };
+        let attributes = self.attributes.iter().flat_map(attribute).collect();
+        [inputs, bytes(2, self.output.as_bytes()), bytes(3, self.name.as_bytes()), bytes(4, self.op.as_bytes()), attributes].concat()
+    }
+}
+
+impl Graph {
+    /// The file of a model of this version of the operators.
+    pub(crate) fn model(&self, opset: u64) -> Vec<u8> {
+        let nodes = self.nodes.iter().flat_map(|node| bytes(1, &node.encode()));
+        let constants = self.constants.iter().flat_map(|constant| bytes(5, &constant.encode()));
+        let inputs = self.inputs.iter().flat_map(|value| bytes(11, &encode_value(value)));
+        let outputs = self.outputs.iter().flat_map(|value| bytes(12, &encode_value(value)));
+        let graph: Vec<u8> = nodes.chain(bytes(2, b"g")).chain(constants).chain(inputs).chain(outputs).collect();
+        [number(1, 8), bytes(7, &graph), bytes(8, &number(2, opset))].concat()
+    }
+
+    /// The constant of this name, to change it.
+    pub(crate) fn constant(&mut self, name: &str) -> &mut Constant {
+        self.constants.iter_mut().find(|constant| constant.name == name).expect("a constant of this name")
+    }
+
+    /// The node that makes a value, to change it.
+    pub(crate) fn node(&mut self, output: &str) -> &mut Node {
+        self.nodes.iter_mut().find(|node| node.output == output).expect("a node with this output")
+    }
+}
+
+fn encode_value((name, dims): &(String, Vec<u64>)) -> Vec<u8> {
+    let dims: Vec<u8> = dims.iter().flat_map(|dim| bytes(1, &number(1, *dim))).collect();
+    let tensor = [number(1, FLOAT), bytes(2, &dims)].concat();
+    [bytes(1, name.as_bytes()), bytes(2, &bytes(1, &tensor))].concat()
+}
+
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+    out
+}
+
+fn number(field: u64, value: u64) -> Vec<u8> {
+    [varint(field << 3), varint(value)].concat()
+}
+
+fn bytes(field: u64, content: &[u8]) -> Vec<u8> {
+    [varint(field << 3 | 2), varint(content.len() as u64), content.to_vec()].concat()
+}

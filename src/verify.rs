@@ -1,10 +1,12 @@
 //! Whether an output is whole: its sidecar is valid, every file is there and unchanged, tensors fit their parameters.
 
+use crate::compare::is_onnx;
 use crate::error::{Error, Result, show_name};
 use crate::formats::mmap::MappedFile;
 use crate::formats::{self, ReadOptions};
 use crate::model::Model;
 use crate::outputs::document::{self, Document, FileRecord};
+use crate::outputs::fake_quant;
 use crate::outputs::quantized::{QuantizedModel, is_contained};
 use crate::outputs::staging;
 use crate::stream::Progress;
@@ -66,10 +68,16 @@ pub fn verify(output: &Path, read: &ReadOptions, progress: &dyn Progress) -> Res
 
 /// Reads what was written as its readers will: ONNX models by themselves, checkpoints with their sidecar.
 fn open_members(output: &Path, dir: &Path, document: &Document, read: &ReadOptions) -> Result<Model> {
-    match document.output.files.last() {
-        // The model comes last, after the values that it refers to.
-        Some(main) if matches!(document.output.form.as_str(), "qdq" | "qoperator") => formats::open(&dir.join(&main.name), read),
-        _ => QuantizedModel::open(output, read).map(|quantized| quantized.model),
+    // The model comes last, after the values that it refers to.
+    let main = document.output.files.last().map(|main| dir.join(&main.name));
+    let is_onnx = |main: &PathBuf| match document.output.form.as_str() {
+        "qdq" | "qoperator" => true,
+        fake_quant::NAME => is_onnx(main, read).unwrap_or(false),
+        _ => false,
+    };
+    match main.filter(is_onnx) {
+        Some(main) => formats::open(&main, read),
+        None => QuantizedModel::open(output, read).map(|quantized| quantized.model),
     }
 }
 

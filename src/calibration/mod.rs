@@ -7,3 +7,4 @@ pub(crate) mod observe;
 pub(crate) mod ranges;
 pub mod samples;
 pub mod stats;
+pub(crate) mod tables;

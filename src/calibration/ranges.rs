@@ -1,6 +1,7 @@
-//! CHOOSE: range, scale and zero point of every value of a model that is quantized, from statistics.
+//! CHOOSE: range, scale and zero point of every value of a model that is quantized, from statistics or a file of ranges.
 
 use super::stats::ActivationStats;
+use super::tables::{GIVEN, Given, RangeTable};
 use crate::error::{Error, Result, show_name};
 use crate::graph::activations::{QuantizedValues, RangeSource};
 use crate::method::Method;
@@ -33,6 +34,7 @@ const MOST_VALUES: u64 = 1 << 28;
 pub(crate) struct Ranges<'a> {
     path: &'a Path,
     activations: &'a BTreeMap<String, ActivationStats>,
+    table: Option<&'a RangeTable>,
     rule: ParamRule,
     observers: Observers,
     codes: CodeType,
@@ -44,7 +46,13 @@ impl<'a> Ranges<'a> {
     pub(crate) fn new(path: &'a Path, activations: &'a BTreeMap<String, ActivationStats>, recipe: &Recipe, dtype: Dtype) -> Self {
         let settings = &recipe.activations;
         let rule = ParamRule::new(recipe.settings.convention.unwrap_or(Convention::Ort), settings.dtype, settings.symmetric, dtype);
-        Ranges { path, activations, rule, observers: recipe.observers.clone(), codes: settings.dtype, known: Mutex::default() }
+        let observers = recipe.observers.clone();
+        Ranges { path, activations, table: None, rule, observers, codes: settings.dtype, known: Mutex::default() }
+    }
+
+    /// The same, but for values of which `table` has ranges, which are taken as they are.
+    pub(crate) fn with_table(self, table: Option<&'a RangeTable>) -> Self {
+        Ranges { table, ..self }
     }
 
     /// For all `values`, with the observers of `recipe`.
@@ -72,6 +80,9 @@ impl<'a> Ranges<'a> {
         if let Some(choice) = self.known.lock().expect(lock).get(&key) {
             return Ok(choice.clone());
         }
+        if let Some(choice) = self.given(name, source) {
+            return Ok(choice);
+        }
         let observer = self.observers.choose(observer)?;
         let range = match source {
             RangeSource::Observed => self.observed(name, &observer)?,
@@ -83,8 +94,27 @@ impl<'a> Ranges<'a> {
         Ok(choice)
     }
 
+    /// What follows from the range that a file has of a value, or of the one whose elements it has.
+    fn given(&self, name: &str, source: &RangeSource) -> Option<Choice> {
+        let origin = if let RangeSource::SameAs(origin) = source { origin } else { name };
+        let Given { range, scale } = *self.table?.get(origin).or_else(|| self.table?.get(name))?;
+        let mut params = self.rule.choose_params(range);
+        // The range is rounded, and its scale may be a bit off the one that it was made of.
+        let is_of_scale = self.rule.symmetric && self.rule.grid.qmax - self.rule.grid.qmin == 2 * 127;
+        if let Some(scale) = scale.filter(|scale| is_of_scale && scale.is_normal()) {
+            params.scale = scale;
+        }
+        Some(Choice { observer: Method::new(GIVEN), range: range.with_zero(), params })
+    }
+
     fn observed(&self, name: &str, observer: &ObserverChoice) -> Result<Range> {
         let missing = || {
+            if let Some(table) = self.table {
+                let error =
+                    Error::malformed(table.path(), format!("ranges: value {}: expected a range of it, found none", show_name(name)));
+                return error
+                    .with_hint("--samples PATH besides gives ranges to values that the file lacks; --exclude keeps layers in float");
+            }
             let error = Error::malformed(self.path, format!("value {}: expected statistics of it, found none", show_name(name)));
             error.with_hint("run `qtool calibrate` again with the options of this run")
         };

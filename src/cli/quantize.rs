@@ -5,11 +5,11 @@ use super::options::{self, DurabilityValue, parse_size};
 use super::progress::Bar;
 use clap::{Args, ValueEnum};
 use qtool::method::Method;
-use qtool::outputs::{OUTPUTS, Output};
+use qtool::outputs::{OUTPUTS, Output, recorded_form};
 use qtool::pipeline::{CalibrationRequest, Destination, HashSource, Prepared, Request};
 use qtool::quant::scheme::{CodeType, Convention, Granularity};
 use qtool::recipe::presets::{PRESETS, Preset};
-use qtool::recipe::{Mode, Pattern, Recipe};
+use qtool::recipe::{MODES, Mode, Pattern, Recipe};
 use qtool::report::terminal;
 use qtool::target::{TARGETS, Target};
 use std::path::PathBuf;
@@ -31,6 +31,9 @@ pub(super) struct Arguments {
     /// Form of the output
     #[arg(long, value_parser = output_names())]
     format: Option<String>,
+    /// Write the weights as the floats that their codes stand for, in their own types: as --format fake-quant
+    #[arg(long, conflicts_with = "format")]
+    fake_quant: bool,
     /// What is quantized: auto, weight-only, dynamic or static; auto is static with samples, else dynamic for matrix
     /// products of ONNX models, and weight-only for the rest [default: auto]
     #[arg(long, value_parser = value::<Mode>)]
@@ -43,6 +46,10 @@ pub(super) struct Arguments {
     /// Statistics of activations, as `qtool calibrate` writes them, for ranges; samples beside them only measure layers; repeatable
     #[arg(long, value_name = "FILE")]
     stats: Vec<PathBuf>,
+    /// Ranges of activations of an ONNX model, which are taken as they are: a calibration table of ONNX Runtime in JSON, or a
+    /// calibration cache of TensorRT; samples or statistics besides are for values that it lacks
+    #[arg(long, value_name = "FILE")]
+    ranges: Option<PathBuf>,
     /// Type of codes of activations: uint8, int8, or uint16 and int16, with which ONNX Runtime computes in float [default: uint8]
     #[arg(long, value_parser = value::<CodeType>)]
     activations: Option<CodeType>,
@@ -148,6 +155,9 @@ pub(super) struct Arguments {
     #[arg(long, short)]
     verbose: bool,
 }
+
+/// The form that --fake-quant is short for.
+const FAKE_QUANT: &str = "fake-quant";
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Symmetry {
@@ -267,7 +277,12 @@ impl Arguments {
         recipe.mode = self.mode.unwrap_or(recipe.mode);
         recipe.op_types.extend(self.op_types.iter().cloned());
         let named = |name: &String| *OUTPUTS.iter().find(|output| output.name() == name).expect("clap has checked the name");
-        let form = self.format.clone().or_else(|| scheme.map(|_| Preset::SCHEME_FORM.to_owned()));
+        let fake_quant = self.fake_quant.then(|| FAKE_QUANT.to_owned());
+        let form = self.format.clone().or(fake_quant).or_else(|| scheme.map(|_| Preset::SCHEME_FORM.to_owned()));
+        if let (Some(FAKE_QUANT), Some(mode @ (Mode::Dynamic | Mode::Static))) = (form.as_deref(), self.mode) {
+            let (_, mode) = MODES.iter().find(|entry| entry.0 == mode).expect("every mode has a name");
+            return Err(qtool::Error::Usage(format!("--mode: expected weight-only with --format {FAKE_QUANT}, found {mode}")));
+        }
         let form: Option<&'static dyn Output> = form.as_ref().map(named);
         Ok(Request {
             model: self.model.clone(),
@@ -280,6 +295,7 @@ impl Arguments {
             },
             recipe,
             form,
+            recorded_form: self.recipe.as_deref().and_then(recorded_form),
             read: self.read.options(),
             threads: self.threads.count(),
             max_memory: self.max_memory,
@@ -291,7 +307,7 @@ impl Arguments {
             seed: self.seed,
             max_drop: self.max_drop,
             emit_recipe: self.emit_recipe.clone(),
-            calibration: CalibrationRequest { stats: self.stats.clone(), ..self.samples.request() },
+            calibration: CalibrationRequest { stats: self.stats.clone(), ranges: self.ranges.clone(), ..self.samples.request() },
         })
     }
 }

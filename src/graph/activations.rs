@@ -1,7 +1,7 @@
 //! Which values of a graph are quantized when operators run in integers, and where ranges can be known or shared.
 //!
 //! A convolution runs in integers only between quantized values, so its output is quantized for everybody who takes it;
-//! a Relu, or a Clip at 0, that is its only consumer is done by the codes themselves, whose range ends at 0, and goes. A
+//! a Relu, or a Clip at 0, that is its only consumer is done by the codes themselves, and goes, if their range ends at 0. A
 //! matrix product needs a quantized input only, and gives floats. Everything else computes in float: what normalizes,
 //! gates or attends loses most by eight bits and gains least.
 //!
@@ -53,12 +53,14 @@ pub(crate) enum RangeSource {
 }
 
 /// The quantized output of a layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LayerOutput {
     /// The value: the layer's own output, or that of the activation function that goes.
     pub value: String,
-    /// The node that goes, if one does: Relu, or Clip from 0.
+    /// The node that goes, if codes begin at 0: Relu, or Clip from 0.
     pub absorbed: Option<usize>,
+    /// The largest value that it lets through, of a Clip that has one.
+    pub limit: Option<f32>,
 }
 
 /// Finds what has to be quantized for one layer of the top graph to run in integers.
@@ -106,19 +108,22 @@ pub(crate) fn find(onnx: &OnnxModel, modes: &[LayerMode], index: &GraphIndex<'_>
 
 /// The value that a layer's output becomes before it is quantized.
 fn layer_output(index: &GraphIndex<'_>, output: &str) -> LayerOutput {
-    let unchanged = LayerOutput { value: output.to_owned(), absorbed: None };
+    let unchanged = LayerOutput { value: output.to_owned(), absorbed: None, limit: None };
     let Some(only) = index.only_use(output) else { return unchanged };
     let node = &index.graph.node[only.node];
-    let starts_at_zero = |input: usize| {
-        let limit = node.input(input).and_then(|name| index.constant(name)).and_then(|tensor| tensor.to_floats());
-        matches!(limit.as_deref(), Some([limit]) if *limit == 0.0)
+    let number = |input: usize| {
+        let values = node.input(input).and_then(|name| index.constant(name)).and_then(|tensor| tensor.to_floats())?;
+        if let [number] = values[..] { Some(number) } else { None }
     };
-    match node.op_type.as_str() {
-        "Relu" if node.is_standard() => {}
-        "Clip" if node.is_standard() && only.input == 0 && starts_at_zero(1) => {}
+    let limit = match node.op_type.as_str() {
+        "Relu" if node.is_standard() => None,
+        "Clip" if node.is_standard() && only.input == 0 && number(1) == Some(0.0) => match (node.input(2), number(2)) {
+            (Some(_), None) => return unchanged,
+            (_, limit) => limit,
+        },
         _ => return unchanged,
-    }
-    LayerOutput { value: node.output[0].clone(), absorbed: Some(only.node) }
+    };
+    LayerOutput { value: node.output[0].clone(), absorbed: Some(only.node), limit }
 }
 
 /// The value quantized by a layer whose elements `value` has, if only data is moved in between.

@@ -7,6 +7,7 @@ pub(crate) mod channels;
 pub(crate) mod edits;
 pub(crate) mod facts;
 pub(crate) mod folds;
+pub(crate) mod given;
 pub(crate) mod index;
 pub(crate) mod lower;
 pub(crate) mod names;

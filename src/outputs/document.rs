@@ -71,14 +71,19 @@ pub struct ActivationRecord {
     pub zero_point: i32,
 }
 
-/// The samples that ranges come from.
+/// What ranges come from: samples, a file that has ranges, or both.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CalibrationRecord {
-    /// BLAKE3 of their content, in hexadecimal.
-    pub blake3: String,
-    /// How many.
-    pub samples: u64,
+    /// BLAKE3 of the samples' content, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<String>,
+    /// The file of ranges, by its name without directories.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranges: Option<FileRecord>,
+    /// How many samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<u64>,
 }
 
 /// The files that were written.
@@ -100,7 +105,7 @@ pub struct SourceRecord {
 }
 
 /// One file.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileRecord {
     /// BLAKE3 of the content, in hexadecimal; absent where only the header was hashed.

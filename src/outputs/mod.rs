@@ -8,6 +8,7 @@ pub(crate) mod assemble;
 pub(crate) mod compressed_tensors;
 pub(crate) mod container;
 pub mod document;
+pub(crate) mod fake_quant;
 pub(crate) mod onnx;
 pub mod quantized;
 pub(crate) mod record;
@@ -18,11 +19,13 @@ pub(crate) mod target;
 use crate::error::Result;
 use crate::model::Model;
 use crate::plan::Plan;
-use crate::quant::scheme::Convention;
+use crate::quant::scheme::{CodeType, Convention};
 use crate::recipe::Recipe;
 use bytes::Bytes;
+use document::Document;
 use onnx::rewrite::Chosen;
 use std::ops::Range;
+use std::path::Path;
 
 /// What the bytes of one stored tensor are made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub(crate) enum Content {
     Source(usize),
     /// The codes of a tensor.
     Codes(usize),
+    /// The values that the codes of a tensor stand for, in the tensor's own type.
+    Values(usize),
     /// The codes of a tensor with its last two axes swapped.
     TransposedCodes(usize),
     /// The codes of a tensor, moved up by half of their range so that they are unsigned.
@@ -98,9 +103,19 @@ pub trait Output: Sync {
     /// Whether it is a form for this model; the first that is, is the default.
     fn is_for(&self, model: &Model) -> bool;
 
-    /// Whether the layout holds the parameters themselves, so that they must be chosen before. Any of the right number do
-    /// for a layout of the same sizes.
-    fn needs_params(&self) -> bool;
+    /// Whether the layout holds the parameters themselves, so that they must be chosen before, or the graph tells more of
+    /// them. Any of the right number do for a layout of the same sizes.
+    fn needs_params(&self, model: &Model) -> bool;
+
+    /// What is put into the name of an output that is given none, for weights of these codes.
+    fn tag(&self, codes: CodeType) -> String {
+        codes.name().to_owned()
+    }
+
+    /// Whether the graph of an ONNX model is kept as it is given, neither simplified nor raised to another version.
+    fn keeps_graph(&self) -> bool {
+        false
+    }
 
     /// Whose arithmetic is followed unless another is asked for.
     fn convention(&self, model: &Model) -> Convention {
@@ -110,9 +125,10 @@ pub trait Output: Sync {
     /// Changes defaults that the form has no use for.
     fn adapt(&self, _recipe: &mut Recipe) {}
 
-    /// What is appended to a tensor's name for the tensors of its scales and zero points.
-    fn parameter_suffixes(&self) -> [&'static str; 2] {
-        [sidecar::SCALE, sidecar::ZERO_POINT]
+    /// What is appended to a tensor's name for the tensors of its groups' scales and zero points; `None` if the output has no
+    /// such tensors and the sidecar has the numbers.
+    fn parameter_suffixes(&self) -> Option<[&'static str; 2]> {
+        Some([sidecar::SCALE, sidecar::ZERO_POINT])
     }
 
     /// The model as this form sees it, before anything is decided: it may know of some tensors that they are no weights.
@@ -131,4 +147,11 @@ pub trait Output: Sync {
 }
 
 /// Every form of output.
-pub const OUTPUTS: &[&dyn Output] = &[&sidecar::Sidecar, &onnx::QDQ, &onnx::QOPERATOR, &compressed_tensors::CompressedTensors];
+pub const OUTPUTS: &[&dyn Output] =
+    &[&sidecar::Sidecar, &onnx::QDQ, &onnx::QOPERATOR, &compressed_tensors::CompressedTensors, &fake_quant::FakeQuant];
+
+/// The form of the run that the sidecar at `path` is of; `None` if it is no sidecar.
+pub fn recorded_form(path: &Path) -> Option<&'static dyn Output> {
+    let document = Document::recognizes(path).then(|| Document::read(path).ok()).flatten()?;
+    OUTPUTS.iter().find(|form| form.name() == document.output.form).copied()
+}

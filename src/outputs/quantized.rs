@@ -2,6 +2,7 @@
 
 use super::compressed_tensors::read;
 use super::document::{self, Document, TensorRecord, Values};
+use super::fake_quant;
 use crate::error::{Error, Result};
 use crate::formats::{self, ReadOptions};
 use crate::model::Model;
@@ -64,10 +65,19 @@ impl QuantizedModel {
         let (model, document) = if read::is_form_of(&document) { read::as_plain(model, document)? } else { (model, document) };
         let (mut tensors, mut auxiliary) = (BTreeMap::new(), BTreeSet::new());
         let index = model.index();
+        let is_float = document.output.form == fake_quant::NAME;
         for (name, record) in &document.tensors {
             let Some(&tensor) = index.get(name.as_str()) else {
                 return Err(Error::tensor(&sidecar, name, "sidecar: expected the tensor in the file of weights, found none"));
             };
+            if is_float {
+                let info = &model.tensors()[tensor].info;
+                if info.shape != record.shape || info.dtype.name() != record.source_dtype {
+                    let expected = format!("{} {:?} as the sidecar says", record.source_dtype, record.shape);
+                    return Err(model.tensor_error(tensor, format!("expected {expected}, found {} {:?}", info.dtype, info.shape)));
+                }
+                continue;
+            }
             let quantized = read_tensor(&model, &index, tensor, record, &mut auxiliary)?;
             tensors.insert(tensor, quantized);
         }
@@ -76,7 +86,8 @@ impl QuantizedModel {
         }
         for (tensor, stored) in model.tensors().iter().enumerate() {
             let name = stored.info.name.as_str();
-            let roles = [tensors.contains_key(&tensor), document.kept.contains_key(name), auxiliary.contains(&tensor)];
+            let is_quantized = tensors.contains_key(&tensor) || is_float && document.tensors.contains_key(name);
+            let roles = [is_quantized, document.kept.contains_key(name), auxiliary.contains(&tensor)];
             if roles.iter().filter(|role| **role).count() != 1 {
                 return Err(model
                     .tensor_error(tensor, "sidecar: expected to be quantized, kept or to hold parameters, found none or several of it"));

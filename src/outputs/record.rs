@@ -116,18 +116,18 @@ pub(crate) fn document(model: &Model, plan: &Plan, outcomes: &BTreeMap<usize, Ou
     }
 }
 
-fn tensor_record(info: &TensorInfo, scheme: &TensorScheme, outcome: &Outcome, [scale, zero_point]: [&str; 2]) -> TensorRecord {
+fn tensor_record(info: &TensorInfo, scheme: &TensorScheme, outcome: &Outcome, suffixes: Option<[&str; 2]>) -> TensorRecord {
     let (granularity, axis, group_size) = match scheme.granularity {
         Granularity::PerTensor => ("per_tensor", None, None),
         Granularity::PerChannel => ("per_channel", Some(scheme.axis), None),
         Granularity::PerGroup(size) => ("per_group", Some(info.shape.len() - 1), Some(size)),
     };
-    let (scale, zero_point) = match group_size {
+    let (scale, zero_point) = match group_size.and(suffixes) {
         None => (
             Values::Inline(outcome.params.iter().map(|p| p.scale).collect()),
             Values::Inline(outcome.params.iter().map(|p| p.zero_point).collect()),
         ),
-        Some(_) => (
+        Some([scale, zero_point]) => (
             Values::Tensor { tensor: format!("{}{scale}", info.name) },
             match scheme.rule.symmetric {
                 true => Values::Inline(vec![scheme.rule.middle()]),

@@ -43,7 +43,7 @@ impl Output for Sidecar {
         model.onnx().is_none()
     }
 
-    fn needs_params(&self) -> bool {
+    fn needs_params(&self, _model: &Model) -> bool {
         false
     }
 

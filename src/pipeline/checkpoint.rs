@@ -48,7 +48,7 @@ pub(super) fn selection(calibration: &CalibrationRequest) -> Selection {
 /// What a sidecar records of the samples.
 pub(super) fn calibration_record(inputs: &LayerInputs) -> CalibrationRecord {
     let (samples, hash) = inputs.identity();
-    CalibrationRecord { blake3: hash.to_hex().to_string(), samples: samples as u64 }
+    CalibrationRecord { blake3: Some(hash.to_hex().to_string()), ranges: None, samples: Some(samples as u64) }
 }
 
 /// The layers of quantized tensors whose inputs are known and matter: `all` of them, or those whose methods look at inputs.

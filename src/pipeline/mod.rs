@@ -13,6 +13,7 @@ use crate::algorithms::transforms::{Calibrated, apply, bias_correction, check};
 use crate::algorithms::{Context, NEAREST};
 use crate::calibration::inputs::LayerInputs;
 use crate::calibration::ranges::{self, Ranges};
+use crate::calibration::tables::RangeTable;
 use crate::error::{Error, Result, show_path};
 use crate::formats::{self, ReadOptions};
 use crate::method::Method;
@@ -22,7 +23,7 @@ use crate::outputs::document::{self, Document, FileRecord};
 use crate::outputs::onnx::rewrite::Chosen;
 use crate::outputs::staging;
 use crate::outputs::target::Target;
-use crate::outputs::{OUTPUTS, Output, OutputLayout, record};
+use crate::outputs::{OUTPUTS, Output, OutputLayout, fake_quant, record};
 use crate::plan::{self, Decision, Plan};
 use crate::qat::{self, Trained};
 use crate::recipe::{MODES, Mode, Recipe};
@@ -58,8 +59,11 @@ pub struct Request {
     pub destination: Destination,
     /// What is asked for.
     pub recipe: Recipe,
-    /// The form of the output. Default: the first of [`OUTPUTS`] that is for the model.
+    /// The form of the output. Default: that of the run that the recipe is of, else the first of [`OUTPUTS`], that is for the
+    /// model.
     pub form: Option<&'static dyn Output>,
+    /// The form of the run whose sidecar the recipe is, as [`recorded_form`](crate::outputs::recorded_form) finds it.
+    pub recorded_form: Option<&'static dyn Output>,
     /// Where ranges of activations come from.
     pub calibration: CalibrationRequest,
     /// Bounds of the reader.
@@ -87,6 +91,7 @@ impl Request {
             destination: Destination::default(),
             recipe: Recipe::default(),
             form: None,
+            recorded_form: None,
             calibration: CalibrationRequest::default(),
             read: ReadOptions::default(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -113,6 +118,8 @@ pub struct Prepared {
     layers: BTreeMap<usize, Layer>,
     /// Parameters that came with the model.
     trained: Trained,
+    /// Ranges of activations that other tools found.
+    table: Option<RangeTable>,
 }
 
 impl Prepared {
@@ -125,21 +132,27 @@ impl Prepared {
     pub fn new(mut request: Request) -> Result<Self> {
         let model = formats::open(&request.model, &request.read)?;
         refuse_own_output(&model)?;
-        let form = request.form.unwrap_or_else(|| default_form(&model));
+        let recorded = request.recorded_form.filter(|form| form.is_for(&model));
+        let form = request.form.or(recorded).unwrap_or_else(|| default_form(&model));
         request.recipe.settings.convention.get_or_insert_with(|| form.convention(&model));
         form.adapt(&mut request.recipe);
         let is_trained = onnx::is_trained(&model, &request.recipe);
-        match (request.recipe.mode, request.calibration.is_empty()) {
+        let has_ranges = !request.calibration.is_empty() || request.calibration.ranges.is_some();
+        match (request.recipe.mode, !has_ranges) {
             (Mode::Auto, is_empty) if is_trained || !is_empty => request.recipe.mode = Mode::Static,
             (Mode::Static, true) if !is_trained => {
                 let error = Error::Usage("--mode static: expected samples or statistics, found neither".into());
-                return Err(error.with_hint("--samples PATH gives inputs of the model, --stats FILE what `qtool calibrate` wrote"));
+                return Err(error.with_hint("--samples PATH gives inputs of the model, --stats FILE what `qtool calibrate` wrote, --ranges FILE what other tools found"));
             }
             _ => {}
         }
         onnx::check_codes(&request.recipe, form)?;
         let mut notes: Vec<String> = onnx::already_quantized(&model, &request.recipe).into_iter().collect();
-        let (model, trained) = qat::import(onnx::ready(model, &request.recipe)?, &request.recipe)?;
+        let (table, note) = onnx::open_table(&model, &request)?;
+        notes.extend(note);
+        let model =
+            if form.keeps_graph() { onnx::as_given(model, &request.recipe, &request.read)? } else { onnx::ready(model, &request.recipe)? };
+        let (model, trained) = qat::import(model, &request.recipe)?;
         notes.extend(trained.notes.iter().cloned());
         if let Some(codes) = trained.activation_codes() {
             // Operators take codes of one type.
@@ -159,6 +172,9 @@ impl Prepared {
                 "--max-drop: expected an ONNX model and samples, for layers that run in integers, found no such layer".into(),
             ));
         }
+        if table.is_some() && plan.values.values.is_empty() {
+            return Err(Error::Usage("--ranges: expected layers that run in integers with known ranges (static), found none".into()));
+        }
         let is_calibrated = model.onnx().is_none() && !request.calibration.is_empty();
         let inputs = is_calibrated.then(|| checkpoint::open_inputs(&model, &request.calibration, request.threads)).transpose()?;
         let mut layers = BTreeMap::new();
@@ -170,14 +186,14 @@ impl Prepared {
         if let Some(path) = &request.emit_recipe {
             staging::check_free(path, request.destination.force)?;
         }
-        let target = Target::choose(&request.destination, &model, request.recipe.settings.weights.name(), true)?;
+        let target = Target::choose(&request.destination, &model, &form.tag(request.recipe.settings.weights), true)?;
         let any = onnx::placeholders(&model, &plan);
         let layout = form.lay_out(&model, &plan, &any, &target.name())?;
         for beside in layout.files.iter().rev().skip(1).filter(|_| !target.is_directory) {
             target.check_beside(&beside.name, &model)?;
         }
         target.check_space(layout.bytes())?;
-        Ok(Prepared { request, form, model, plan, layout, target, notes, inputs, layers, trained })
+        Ok(Prepared { request, form, model, plan, layout, target, notes, inputs, layers, trained, table })
     }
 
     /// Does it: outputs appear complete, or not at all.
@@ -198,11 +214,11 @@ impl Prepared {
             self.notes.extend(notes);
         }
         let (mut activations, mut integer_share, mut findings) = (None, None, None);
-        if self.form.needs_params() {
+        if self.form.needs_params(&self.model) {
             // **Observes** and **chooses** before, as the layout holds the parameters.
             let threads = self.threads();
-            let Prepared { request, model, plan, notes, trained, .. } = &mut self;
-            if !plan.values.values.is_empty() && request.calibration.is_empty() {
+            let Prepared { request, model, plan, notes, trained, table, .. } = &mut self;
+            if !plan.values.values.is_empty() && request.calibration.is_empty() && table.is_none() {
                 // Their ranges are known whatever comes in.
                 let nothing = BTreeMap::new();
                 let choices = Ranges::new(model.path(), &nothing, &request.recipe, Dtype::F32).choose_all(&plan.values, &request.recipe)?;
@@ -211,7 +227,7 @@ impl Prepared {
             } else if !plan.values.values.is_empty() {
                 let observer = request.recipe.observers.choose(&request.recipe.activations.observer)?;
                 let statistics = onnx::statistics(model, plan, &request.calibration, &observer, threads, progress)?;
-                let ranges = Ranges::new(model.path(), &statistics.activations, &request.recipe, Dtype::F32);
+                let ranges = Ranges::new(model.path(), &statistics.activations, &request.recipe, Dtype::F32).with_table(table.as_ref());
                 let search = || onnx::search(model, plan, request, &statistics, &ranges, threads, progress);
                 if let Some((recipe, found)) = if trained.is_of_graph() { None } else { search()? } {
                     *plan = plan_of(model, &recipe)?;
@@ -220,7 +236,8 @@ impl Prepared {
                 }
                 let choices = ranges.choose_all(&plan.values, &request.recipe)?;
                 chosen.activations = ranges::params_of(&choices);
-                activations = Some((onnx::records(&choices, &request.recipe), Some(onnx::calibration_record(&statistics))));
+                let calibration = onnx::calibration_record(&statistics, table.as_ref());
+                activations = Some((onnx::records(&choices, &request.recipe), Some(calibration)));
                 integer_share = cost::integer_share(plan, &cost::of_layers(model, plan, &statistics));
             }
             chosen.activations.extend(self.plan.values.given.iter().map(|(value, given)| (value.clone(), given.params)));
@@ -419,7 +436,7 @@ fn refuse_own_output(model: &Model) -> Result<()> {
         let bytes = file.bytes().len() as u64;
         document.output.files.iter().any(|record| record.name == file.name() && record.bytes == bytes)
     };
-    if document.tensors.is_empty() || !model.files().iter().all(listed) {
+    if document.tensors.is_empty() || document.output.form == fake_quant::NAME || !model.files().iter().all(listed) {
         return Ok(());
     }
     let found = format!("model: expected a float model, found an output of qtool, as {} says", show_path(&sidecar));

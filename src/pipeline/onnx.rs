@@ -7,10 +7,13 @@ use crate::calibration::observe::{Watch, observe as observe_samples};
 use crate::calibration::ranges::{Choice, Ranges};
 use crate::calibration::samples::{InputSpec, SampleLimits, Samples};
 use crate::calibration::stats::{self, ModelIdentity, Statistics};
+use crate::calibration::tables::RangeTable;
 use crate::error::{Error, Result};
 use crate::formats::onnx::proto::{NodeProto, TensorProto};
 use crate::formats::onnx::tensor::element_type;
+use crate::formats::{self, ReadOptions};
 use crate::graph::activations::RangeSource;
+use crate::graph::given;
 use crate::graph::index::GraphIndex;
 use crate::graph::names::Names;
 use crate::graph::onnx_model::{OnnxModel, into_model};
@@ -54,6 +57,8 @@ pub struct CalibrationRequest {
     pub samples: Vec<PathBuf>,
     /// Files of statistics.
     pub stats: Vec<PathBuf>,
+    /// A file of ranges, for an ONNX model: a calibration table of ONNX Runtime, or a calibration cache of TensorRT.
+    pub ranges: Option<PathBuf>,
     /// Most samples that are used.
     pub limit: Option<usize>,
     /// Of the samples, every `count`-th from `index` on: `(index, count)`.
@@ -67,7 +72,7 @@ pub struct CalibrationRequest {
 }
 
 impl CalibrationRequest {
-    /// Whether there is nothing to calibrate with.
+    /// Whether there is nothing that tells more than ranges do.
     pub fn is_empty(&self) -> bool {
         self.samples.is_empty() && self.stats.is_empty()
     }
@@ -120,6 +125,15 @@ pub(super) fn ready(model: Model, recipe: &Recipe) -> Result<Model> {
     Ok(model.with_former_names(&renamed))
 }
 
+/// The model as its file has it, with its constants at hand, for a form that keeps the graph. Other kinds of models as they are.
+pub(super) fn as_given(model: Model, recipe: &Recipe, options: &ReadOptions) -> Result<Model> {
+    let Some(onnx) = model.onnx() else { return Ok(model) };
+    let mut file = formats::onnx::read_again(&onnx.file, options)?;
+    file.given = Some(Box::new(file.proto.clone()));
+    given::lift(&mut file.proto);
+    into_model(file, recipe.layers.clone())
+}
+
 /// Tensor and name of the weights of every node that takes one, by graph, node (its name, or its output's) and input.
 fn weights_of_nodes(onnx: &OnnxModel) -> HashMap<(usize, String, usize), (Option<usize>, String)> {
     let entry = |layer: &Layer| {
@@ -168,6 +182,9 @@ pub(super) fn statistics(
         let parts = calibration.stats.iter().map(|path| Statistics::read(path)).collect::<Result<Vec<_>>>()?;
         parts.iter().try_for_each(|part| part.check_model(&identity))?;
         return stats::merge(parts);
+    }
+    if calibration.samples.is_empty() && calibration.ranges.is_some() {
+        return Ok(Statistics::new(identity, BTreeMap::new()));
     }
     let onnx = model.onnx().ok_or_else(|| Error::Usage("--samples: expected an ONNX model, found another".into()))?;
     let samples = Samples::open(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
@@ -220,9 +237,25 @@ pub(super) fn records(choices: &BTreeMap<String, Choice>, recipe: &Recipe) -> BT
     choices.iter().map(|(name, choice)| (name.clone(), record(choice))).collect()
 }
 
-/// What a sidecar records of the samples.
-pub(super) fn calibration_record(statistics: &Statistics) -> CalibrationRecord {
-    CalibrationRecord { blake3: statistics.samples_hash().to_hex().to_string(), samples: statistics.samples() as u64 }
+/// What a sidecar records of the samples and of the file of ranges.
+pub(super) fn calibration_record(statistics: &Statistics, table: Option<&RangeTable>) -> CalibrationRecord {
+    let samples = Some(statistics.samples() as u64).filter(|samples| *samples > 0);
+    let blake3 = samples.map(|_| statistics.samples_hash().to_hex().to_string());
+    CalibrationRecord { blake3, ranges: table.map(RangeTable::record), samples }
+}
+
+/// The file of ranges, if there is one, and what is to be noted of it.
+///
+/// # Errors
+///
+/// As [`RangeTable::read`]; [`Error::Usage`] if the model has no graph.
+pub(super) fn open_table(model: &Model, request: &Request) -> Result<(Option<RangeTable>, Option<String>)> {
+    let Some(path) = &request.calibration.ranges else { return Ok((None, None)) };
+    let onnx = model.onnx().ok_or_else(|| Error::Usage("--ranges: expected an ONNX model, found another".into()))?;
+    let table = RangeTable::read(path)?;
+    // As its file has it, with the values that are gone by now.
+    let note = table.note_unknown(&formats::onnx::read_again(&onnx.file, &request.read)?.proto);
+    Ok((Some(table), note))
 }
 
 /// **Chooses** by measurement which layers are spared so that every output keeps enough signal: the recipe to go on with
@@ -240,7 +273,7 @@ pub(super) fn search(
     let min_sqnr_db = recipe.min_sqnr.unwrap_or(DEFAULT_MIN_SQNR_DB);
     let (Some(onnx), true) = (model.onnx(), min_sqnr_db > 0.0 || request.max_drop.is_some()) else { return Ok(None) };
     if calibration.samples.is_empty() {
-        let reason = "without samples layers were not measured, and all of them run in integers: --samples beside --stats measures them";
+        let reason = "without samples layers were not measured, and all of them run in integers: --samples besides measures them";
         return Ok(Some((recipe.clone(), Err(reason.to_owned()))));
     }
     let samples = Samples::open(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
@@ -297,10 +330,12 @@ pub(super) fn placeholders(model: &Model, plan: &Plan) -> Chosen {
     let any = Params { scale: 1.0, zero_point: 0 };
     let weights = plan.quantized().filter_map(|tensor| plan.scheme(tensor).map(|scheme| (tensor, vec![any; scheme.layout.groups()])));
     let layers = plan.quantized().filter_map(|tensor| super::checkpoint::layer_of(&model.tensors()[tensor].info.name));
-    let values = plan.values.values.keys().chain(plan.values.given.keys()).map(String::as_str);
+    // Such that activation functions go, as most do.
+    let smallest = Params { scale: f32::MIN_POSITIVE, zero_point: plan.activation_codes.grid().qmin };
+    let values = plan.values.values.keys().chain(plan.values.given.keys()).map(|name| (name.clone(), smallest));
     match model.onnx() {
         None => Chosen { activations: layers.map(|name| (name.to_owned(), any)).collect(), ..Chosen::default() },
-        Some(_) => Chosen { weights: weights.collect(), activations: values.map(|name| (name.to_owned(), any)).collect() },
+        Some(_) => Chosen { weights: weights.collect(), activations: values.collect() },
     }
 }
 

@@ -116,9 +116,9 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
         })
         .collect();
     let ratio = report.bytes_before as f64 / report.bytes_after.max(1) as f64;
-    let _ = writeln!(text, "{} → {}", bytes(report.bytes_before), bytes(report.bytes_after));
-    text.pop();
-    let _ = writeln!(text, " ({ratio:.2} times smaller) in {:.2} s", elapsed.as_secs_f64());
+    let change = if report.bytes_before == report.bytes_after { "the same size".into() } else { format!("{ratio:.2} times smaller") };
+    let _ = write!(text, "{} → {} ({change})", bytes(report.bytes_before), bytes(report.bytes_after));
+    let _ = writeln!(text, " in {:.2} s", elapsed.as_secs_f64());
     let _ = write!(text, "quantized {} of {} tensors", quantized.len(), report.tensors.len());
     let _ = match &report.total {
         Some(total) => writeln!(text, "; SQNR over these {}", sqnr(total)),

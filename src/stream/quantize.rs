@@ -74,8 +74,7 @@ enum Work {
         tensor: usize,
         part: usize,
         elements: Range<usize>,
-        /// Bits that are flipped in every stored byte: the highest of each code, to make it unsigned, or none.
-        flip: u8,
+        store: Store,
     },
     Scales {
         tensor: usize,
@@ -94,6 +93,16 @@ enum Work {
         tensor: usize,
         parts: Range<usize>,
     },
+}
+
+/// What is stored of codes.
+#[derive(Clone, Copy)]
+enum Store {
+    Codes,
+    /// Codes with these bits of every stored byte flipped: the highest of each code, to make it unsigned.
+    Flipped(u8),
+    /// The values that they stand for, in the tensor's own type.
+    Values,
 }
 
 struct Job {
@@ -155,7 +164,7 @@ impl<'a> QuantizeJobs<'a> {
         let mut seen = BTreeSet::new();
         let before: Vec<usize> = (layout.contents.iter())
             .filter_map(|(content, _)| match content {
-                Content::Codes(tensor) | Content::UnsignedCodes(tensor) | Content::TransposedCodes(tensor)
+                Content::Codes(tensor) | Content::UnsignedCodes(tensor) | Content::TransposedCodes(tensor) | Content::Values(tensor)
                     if this.is_observed_first(*tensor) && seen.insert(*tensor) =>
                 {
                     Some(*tensor)
@@ -176,16 +185,17 @@ impl<'a> QuantizeJobs<'a> {
                     }
                     this.push_transposed(tensor, place.start);
                 }
-                Content::Codes(tensor) | Content::UnsignedCodes(tensor) => {
+                Content::Codes(tensor) | Content::UnsignedCodes(tensor) | Content::Values(tensor) => {
                     if seen.remove(&tensor) {
                         this.push_observe(to_observe.next());
                     }
-                    let flip = match (content, this.scheme(tensor).codes.bits()) {
-                        (Content::UnsignedCodes(_), 4) => 0x88,
-                        (Content::UnsignedCodes(_), _) => 0x80,
-                        _ => 0,
+                    let store = match (content, this.scheme(tensor).codes.bits()) {
+                        (Content::UnsignedCodes(_), 4) => Store::Flipped(0x88),
+                        (Content::UnsignedCodes(_), _) => Store::Flipped(0x80),
+                        (Content::Values(_), _) => Store::Values,
+                        _ => Store::Codes,
                     };
-                    this.push_pieces(tensor, place.start, flip);
+                    this.push_pieces(tensor, place.start, store);
                 }
                 Content::Scales(tensor) => {
                     this.store_apart(tensor);
@@ -193,7 +203,7 @@ impl<'a> QuantizeJobs<'a> {
                 }
                 Content::ScalesInType(tensor) => {
                     this.store_apart(tensor);
-                    let width = model.tensors()[tensor].info.dtype.bytes().expect("float types have whole bytes");
+                    let width = this.width(tensor) as u64;
                     this.push_params(tensor, place.start, width, |tensor, parts| Work::ScalesInType { tensor, parts });
                 }
                 Content::PackedZeroPoints(tensor) => {
@@ -253,6 +263,11 @@ impl<'a> QuantizeJobs<'a> {
         self.plan.scheme(tensor).expect("layouts ask for codes of quantized tensors only")
     }
 
+    /// Bytes of an element of a tensor as it was stored.
+    fn width(&self, tensor: usize) -> usize {
+        self.model.tensors()[tensor].info.dtype.bytes().expect("float types have whole bytes") as usize
+    }
+
     fn push_stores(&mut self, bytes: &Bytes, start: u64) {
         for begin in (0..bytes.len()).step_by(COPY) {
             let bytes = bytes.slice(begin..(begin + COPY).min(bytes.len()));
@@ -271,15 +286,20 @@ impl<'a> QuantizeJobs<'a> {
         }
     }
 
-    fn push_pieces(&mut self, tensor: usize, start: u64, flip: u8) {
+    fn push_pieces(&mut self, tensor: usize, start: u64, store: Store) {
         let scheme = self.scheme(tensor);
         let elements = self.model.tensors()[tensor].info.elements();
+        let width = self.width(tensor);
+        let bytes_before = |element: usize| match store {
+            Store::Values => element * width,
+            Store::Codes | Store::Flipped(_) => packed_len(scheme.codes, element),
+        };
         let step = piece_len(scheme);
         let pieces = elements.div_ceil(step);
         for part in 0..pieces {
             let elements = part * step..((part + 1) * step).min(elements);
-            let offset = start + packed_len(scheme.codes, elements.start) as u64;
-            self.jobs.push(Job { offset: Some(offset), work: Work::Quantize { tensor, part, elements, flip } });
+            let offset = start + bytes_before(elements.start) as u64;
+            self.jobs.push(Job { offset: Some(offset), work: Work::Quantize { tensor, part, elements, store } });
         }
         self.add_state(tensor, pieces);
     }
@@ -429,13 +449,39 @@ impl<'a> QuantizeJobs<'a> {
             let sums = self.quantize_observed(tensor, scheme, params, state.columns.get(), elements, codes, scratch);
             Some(Part { sums, ..Part::default() })
         };
-        if scheme.codes.bits() == 4 {
-            pack_nibbles(codes);
-        }
         if let Some(result) = result {
             state.parts.lock().expect("no job panics while it holds this lock").insert(part, result);
         }
         Ok(())
+    }
+
+    /// Puts in the place of the codes of a piece, which were just chosen, the values that they stand for:
+    /// `(code - zero_point) * scale` in f32, rounded to the tensor's type. A value that the type cannot hold becomes its
+    /// largest, which its source did not exceed.
+    fn codes_to_values(&self, tensor: usize, part: usize, elements: Range<usize>, bytes: &mut Vec<u8>, scratch: &mut Scratch) {
+        let (state, scheme) = (&self.states[&tensor], self.scheme(tensor));
+        let dtype = self.model.tensors()[tensor].info.dtype;
+        let parts = state.parts.lock().expect("no job panics while it holds this lock");
+        // Of all groups from the first one on, or from that of the piece on.
+        let (params, first) = match state.observed.get() {
+            Some(params) => (params.as_slice(), 0),
+            None if self.is_solved(tensor) => (parts.get(&0).map_or(&[][..], |part| &part.params), 0),
+            None => (parts.get(&part).map_or(&[][..], |part| &part.params), scheme.layout.groups_before(elements.start)),
+        };
+        scratch.values.clear();
+        scratch.values.resize(bytes.len(), 0.0);
+        let start = elements.start;
+        scheme.layout.for_each_run(elements, |group, run| {
+            let run = run.start - start..run.end - start;
+            // There are none where observing failed; its error is the one that is reported.
+            if let Some(params) = params.get(group - first) {
+                kernel::dequantize(&bytes[run.clone()], scheme.codes.is_signed(), *params, &mut scratch.values[run]);
+            }
+        });
+        let largest = dtype.largest();
+        scratch.values.iter_mut().for_each(|value| *value = value.clamp(-largest, largest));
+        bytes.resize(scratch.values.len() * self.width(tensor), 0);
+        encode_f32(dtype, &scratch.values, bytes);
     }
 
     /// Observes, chooses and quantizes group by group.
@@ -590,22 +636,26 @@ impl Jobs for QuantizeJobs<'_> {
             Work::CheckFinite { tensor } => observe::check_finite(self.model, *tensor)?,
             Work::Observe { tensor } => self.observe(*tensor)?,
             Work::Solve { tensor } => self.solve(*tensor)?,
-            Work::Quantize { tensor, part, elements, flip } => {
+            Work::Quantize { tensor, part, elements, store } => {
                 self.quantize(*tensor, *part, elements.clone(), bytes, scratch)?;
-                if *flip != 0 {
-                    bytes.iter_mut().for_each(|byte| *byte ^= flip);
+                match store {
+                    Store::Values => self.codes_to_values(*tensor, *part, elements.clone(), bytes, scratch),
+                    Store::Codes | Store::Flipped(_) if self.scheme(*tensor).codes.bits() == 4 => pack_nibbles(bytes),
+                    Store::Codes | Store::Flipped(_) => {}
+                }
+                if let Store::Flipped(bits) = store {
+                    bytes.iter_mut().for_each(|byte| *byte ^= bits);
                 }
             }
             Work::ScalesInType { tensor, parts } => {
                 let dtype = self.model.tensors()[*tensor].info.dtype;
-                let width = dtype.bytes().expect("float types have whole bytes") as usize;
                 let mut scales = Vec::new();
                 self.store_params(*tensor, parts.clone(), &mut scales, |params, bytes| {
                     bytes.extend_from_slice(&params.scale.to_le_bytes())
                 });
                 let scales: Vec<f32> =
                     scales.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().expect("there are four"))).collect();
-                bytes.resize(scales.len() * width, 0);
+                bytes.resize(scales.len() * self.width(*tensor), 0);
                 encode_f32(dtype, &scales, bytes);
             }
             Work::PackedZeroPoints { tensor, parts } => {

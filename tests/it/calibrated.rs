@@ -22,7 +22,7 @@ fn inputs(rows: usize, random: &mut Random) -> Vec<f32> {
 }
 
 /// A directory `m` in Hugging Face layout, and three files of recorded inputs in `s`.
-fn checkpoint() -> Workdir {
+pub(crate) fn checkpoint() -> Workdir {
     let dir = Workdir::new();
     let mut random = Random(11);
     let mut tensors: Vec<Tensor> =

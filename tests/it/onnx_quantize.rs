@@ -81,6 +81,23 @@ fn every_mode_and_form_has_the_operators_that_runtimes_fuse() {
     }
 }
 
+/// Where the lowest code does not stand for 0, values below 0 would pass.
+#[test]
+fn activation_functions_stay_where_codes_do_not_end_at_their_limits() {
+    for form in ["qdq", "qoperator"] {
+        let dir = small();
+        let symmetric = "--activations int8 --activation-symmetry symmetric --min-sqnr 0";
+        for (options, stay) in [("--min-sqnr 0", 0), (symmetric, 1), ("--target tensorrt", 1)] {
+            dir.ok(&format!("quantize model.onnx --samples samples --format {form} {options} -o q.onnx --force"));
+            let model = dir.read("q.onnx");
+            assert_eq!([count(&model, "Relu"), count(&model, "Clip")], [stay, stay], "{options}");
+            dir.ok("compare model.onnx q.onnx --samples samples --min-sqnr 25");
+            dir.ok("dequantize q.onnx -o back.onnx --force");
+            dir.ok("compare model.onnx back.onnx --samples samples --min-sqnr 25");
+        }
+    }
+}
+
 #[test]
 fn one_step_and_several_write_the_same_bytes_whatever_the_threads() {
     let dir = small();

@@ -12,7 +12,7 @@ fn validator() -> jsonschema::Validator {
 }
 
 #[track_caller]
-fn expect_valid(sidecar: &Value, what: &str) {
+pub(crate) fn expect_valid(sidecar: &Value, what: &str) {
     let errors: Vec<String> = validator().iter_errors(sidecar).map(|error| format!("{}: {error}", error.instance_path())).collect();
     assert!(errors.is_empty(), "{what}: {}", errors.join("\n"));
 }

@@ -25,6 +25,8 @@ pub(crate) struct OnnxFile {
     pub files: Vec<Arc<MappedFile>>,
     /// Whether constants lie in other files.
     pub has_external_data: bool,
+    /// The model as it was read, where only values of its constants are to change.
+    pub given: Option<Box<ModelProto>>,
 }
 
 /// Whether `bytes` look like a ModelProto: its first field is one of the message's, with the right wire type.
@@ -44,6 +46,16 @@ pub(crate) fn open(file: MappedFile, options: &ReadOptions) -> Result<OnnxFile> 
     read(file.clone(), file.to_bytes(), options)
 }
 
+/// Reads a model once more, as its file has it, whatever was made of it since.
+///
+/// # Errors
+///
+/// As [`open`].
+pub(crate) fn read_again(file: &OnnxFile, options: &ReadOptions) -> Result<OnnxFile> {
+    let file = file.files.first().expect("the model's own file comes first");
+    read(file.clone(), file.to_bytes(), options)
+}
+
 /// Reads a model from `bytes`, the content of `file`.
 fn read(file: Arc<MappedFile>, bytes: Bytes, options: &ReadOptions) -> Result<OnnxFile> {
     let path = file.path().to_owned();
@@ -51,7 +63,7 @@ fn read(file: Arc<MappedFile>, bytes: Bytes, options: &ReadOptions) -> Result<On
     let mut proto = parse(&path, bytes, options)?;
     let has_external_data = external::resolve(&mut proto, &mut files, options)?;
     check::check(&path, &proto, options)?;
-    Ok(OnnxFile { path, proto, files, has_external_data })
+    Ok(OnnxFile { path, proto, files, has_external_data, given: None })
 }
 
 fn parse(path: &Path, bytes: Bytes, options: &ReadOptions) -> Result<ModelProto> {

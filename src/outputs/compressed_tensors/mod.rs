@@ -94,7 +94,7 @@ impl Output for CompressedTensors {
         model.onnx().is_none() && matches!(model.layout(), Layout::Directory { .. })
     }
 
-    fn needs_params(&self) -> bool {
+    fn needs_params(&self, _model: &Model) -> bool {
         false
     }
 
@@ -109,8 +109,8 @@ impl Output for CompressedTensors {
         }
     }
 
-    fn parameter_suffixes(&self) -> [&'static str; 2] {
-        ["_scale", "_zero_point"]
+    fn parameter_suffixes(&self) -> Option<[&'static str; 2]> {
+        Some(["_scale", "_zero_point"])
     }
 
     fn ready(&self, model: Model, recipe: &Recipe) -> Result<Model> {

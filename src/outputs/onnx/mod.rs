@@ -41,7 +41,7 @@ impl Output for Onnx {
         model.onnx().is_some()
     }
 
-    fn needs_params(&self) -> bool {
+    fn needs_params(&self, _model: &Model) -> bool {
         true
     }
 

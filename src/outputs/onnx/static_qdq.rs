@@ -9,12 +9,13 @@ use super::rewrite::{Rewriter, WeightNames, element_code, pack_codes};
 use super::weight_only::{dequantize, inputs};
 use crate::formats::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::formats::onnx::tensor::INT32;
-use crate::graph::activations::QuantizedValues;
+use crate::graph::activations::{LayerOutput, QuantizedValues};
 use crate::graph::index::GraphIndex;
 use crate::graph::pairs::{self, Given};
 use crate::graph::scopes::TOP;
 use crate::graph::weights::Layer;
 use crate::quant::params::Params;
+use crate::quant::scheme::CodeType;
 use std::collections::BTreeMap;
 
 /// How integer operators are written.
@@ -33,9 +34,14 @@ pub(super) struct Static<'v> {
     params: &'v BTreeMap<String, Params>,
     /// Values that are quantized already.
     done: BTreeMap<String, Pair>,
+    /// What the outputs of layers are quantized to, by number.
+    outputs: BTreeMap<usize, Pair>,
     /// Nodes of the top graph, as they are now.
     changed: BTreeMap<usize, Vec<NodeProto>>,
 }
+
+/// By how much more than its limit the highest code may stand for, relative to it: a scale is rounded.
+const ROUNDING: f32 = 1e-5;
 
 /// A quantized value: names of its codes, their parameters, and the floats that they stand for.
 #[derive(Clone, Debug)]
@@ -52,15 +58,20 @@ impl<'v> Static<'v> {
             let Given { codes, scale, zero_point, .. } = given.clone();
             (value.clone(), Pair { codes, scale, zero_point, floats: value.clone() })
         };
-        Static { style, values, params, done: values.given.iter().map(pair).collect(), changed: BTreeMap::new() }
+        let done = values.given.iter().map(pair).collect();
+        Static { style, values, params, done, outputs: BTreeMap::new(), changed: BTreeMap::new() }
     }
 
     /// Quantizes the outputs of layers, for all who take them.
     pub(super) fn quantize_outputs(&mut self, rewriter: &mut Rewriter<'_>) {
-        for (layer, output) in &self.values.outputs {
-            let layer = &rewriter.onnx.weights.layers[*layer];
+        for (number, output) in &self.values.outputs {
+            let layer = &rewriter.onnx.weights.layers[*number];
             let value = &output.value;
-            let pair = self.name(rewriter, value, value.clone());
+            let absorbed = output.absorbed.filter(|_| self.is_done_by_codes(output, rewriter.plan.activation_codes));
+            // An activation function that stays takes the layer's own output, on the grid of what it makes of it.
+            let stays = output.absorbed.is_some() && absorbed.is_none();
+            let floats = if stays { &rewriter.indexes[TOP].graph.node[layer.node].output[0] } else { value };
+            let pair = self.name(rewriter, value, floats.clone());
             let mut node = rewriter.indexes[TOP].graph.node[layer.node].clone();
             let mut after = Vec::new();
             if self.style == Style::Pairs {
@@ -74,11 +85,22 @@ impl<'v> Static<'v> {
             self.changed.insert(layer.node, vec![node]);
             // Behind the layer itself: nothing between it and the node that goes can take what that node made.
             rewriter.edits[TOP].after.entry(layer.node).or_default().extend(after);
-            if let Some(absorbed) = output.absorbed {
+            if let Some(absorbed) = absorbed {
                 self.changed.insert(absorbed, Vec::new());
             }
-            self.done.insert(value.clone(), pair);
+            if !stays {
+                self.done.insert(value.clone(), pair.clone());
+            }
+            self.outputs.insert(*number, pair);
         }
+    }
+
+    /// Whether values saturate where the activation function that could go has its limits: the lowest code is 0, and the highest
+    /// is not above what a Clip lets through.
+    fn is_done_by_codes(&self, output: &LayerOutput, codes: CodeType) -> bool {
+        let (params, grid) = (self.params[&output.value], codes.grid());
+        let highest = (grid.qmax - params.zero_point) as f32 * params.scale;
+        params.zero_point == grid.qmin && output.limit.is_none_or(|limit| highest <= limit * (1.0 + ROUNDING))
     }
 
     /// Rewrites one layer.
@@ -143,7 +165,7 @@ impl<'v> Static<'v> {
                 node.output[0].clone_from(&codes);
                 &Pair { codes, scale: scale.clone(), zero_point: zero_point.clone(), floats: String::new() }
             }
-            None => &self.done[&self.values.outputs[&number].value],
+            None => &self.outputs[&number],
         };
         let bias = original.input(2).and_then(|bias| self.bias(rewriter, layer, &original.input[0], bias));
         let WeightNames { codes, scale, zero_point, .. } = weight;

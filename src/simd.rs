@@ -18,6 +18,13 @@ pub enum InstructionSet {
 }
 
 impl InstructionSet {
+    /// Those that loops are compiled for on this kind of processor.
+    pub const ALL: &'static [InstructionSet] = if cfg!(target_arch = "x86_64") {
+        &[InstructionSet::Baseline, InstructionSet::Avx2, InstructionSet::Avx512]
+    } else {
+        &[InstructionSet::Baseline]
+    };
+
     /// As `QTOOL_SIMD` and `--version` spell it.
     pub fn name(self) -> &'static str {
         match self {

@@ -17,6 +17,7 @@ mod verify;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use print::Failed;
+use qtool::simd::InstructionSet;
 use std::process::ExitCode;
 
 /// Turns the float weights of a neural network into int8 (and smaller) files.
@@ -49,7 +50,11 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 bad or unsupported input; 2 wron
 const USAGE: u8 = 2;
 
 fn long_version() -> &'static str {
-    let text = format!("{} ({})", env!("CARGO_PKG_VERSION"), qtool::simd::instruction_set().name());
+    let chosen = qtool::simd::instruction_set();
+    let paths: Vec<&str> = InstructionSet::ALL.iter().map(|path| path.name()).collect();
+    let features = if cfg!(feature = "ort") { "ort" } else { "none" };
+    let version = env!("CARGO_PKG_VERSION");
+    let text = format!("{version}\ninstruction paths: {}; in use: {}\nfeatures: {features}", paths.join(", "), chosen.name());
     // Lives as long as the program, once.
     Box::leak(text.into_boxed_str())
 }

@@ -27,7 +27,9 @@ fn help_of_every_command_goes_to_standard_output() {
 fn version_is_that_of_the_package() {
     let dir = Workdir::new();
     assert_eq!(dir.ok("-V").stdout, concat!("qtool ", env!("CARGO_PKG_VERSION"), "\n"));
-    assert!(dir.ok("--version").stdout.starts_with(concat!("qtool ", env!("CARGO_PKG_VERSION"))));
+    let version = dir.ok("--version").stdout;
+    assert!(version.starts_with(concat!("qtool ", env!("CARGO_PKG_VERSION"))), "{version}");
+    assert!(version.contains("instruction paths: scalar") && version.contains("features: "), "{version}");
 }
 
 #[test]

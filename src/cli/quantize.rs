@@ -5,7 +5,7 @@ use super::options::{self, DurabilityValue, parse_size};
 use super::progress::Bar;
 use clap::{Args, ValueEnum};
 use qtool::method::Method;
-use qtool::outputs::{OUTPUTS, Output, recorded_form};
+use qtool::outputs::{OUTPUTS, Output, recorded_run};
 use qtool::pipeline::{CalibrationRequest, Destination, HashSource, Prepared, Request};
 use qtool::quant::scheme::{CodeType, Convention, Granularity};
 use qtool::recipe::presets::{PRESETS, Preset};
@@ -132,9 +132,9 @@ pub(super) struct Arguments {
     /// Budget for buffers, not counting pages of files that the kernel can drop
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = parse_size)]
     max_memory: u64,
-    /// Seed of methods that draw random numbers
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    /// Seed of methods that draw random numbers [default: 0, or that of the sidecar that is the recipe]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// Replace existing outputs
     #[arg(long)]
     force: bool,
@@ -284,6 +284,7 @@ impl Arguments {
             return Err(qtool::Error::Usage(format!("--mode: expected weight-only with --format {FAKE_QUANT}, found {mode}")));
         }
         let form: Option<&'static dyn Output> = form.as_ref().map(named);
+        let recorded = self.recipe.as_deref().and_then(recorded_run);
         Ok(Request {
             model: self.model.clone(),
             destination: Destination {
@@ -295,7 +296,7 @@ impl Arguments {
             },
             recipe,
             form,
-            recorded_form: self.recipe.as_deref().and_then(recorded_form),
+            recorded_form: recorded.as_ref().and_then(|run| run.form),
             read: self.read.options(),
             threads: self.threads.count(),
             max_memory: self.max_memory,
@@ -304,7 +305,7 @@ impl Arguments {
                 HashSourceValue::Always => HashSource::Always,
                 HashSourceValue::Header => HashSource::Header,
             },
-            seed: self.seed,
+            seed: self.seed.or(recorded.map(|run| run.seed)).unwrap_or_default(),
             max_drop: self.max_drop,
             emit_recipe: self.emit_recipe.clone(),
             calibration: CalibrationRequest { stats: self.stats.clone(), ranges: self.ranges.clone(), ..self.samples.request() },

@@ -1,6 +1,6 @@
 //! Who produces and who consumes each value of one graph.
 
-use crate::formats::onnx::proto::{GraphProto, NodeProto, TensorProto};
+use crate::formats::onnx::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto};
 use std::collections::{HashMap, HashSet};
 
 /// A node's input: which node, which of its inputs.
@@ -17,7 +17,7 @@ pub(crate) struct GraphIndex<'g> {
     uses: HashMap<&'g str, Vec<Use>>,
     captured: HashSet<&'g str>,
     outputs: HashSet<&'g str>,
-    inputs: HashSet<&'g str>,
+    inputs: HashMap<&'g str, usize>,
     initializers: HashMap<&'g str, usize>,
 }
 
@@ -29,7 +29,7 @@ impl<'g> GraphIndex<'g> {
             uses: HashMap::new(),
             captured: HashSet::new(),
             outputs: graph.output.iter().map(|value| value.name.as_str()).collect(),
-            inputs: graph.input.iter().map(|value| value.name.as_str()).collect(),
+            inputs: graph.input.iter().enumerate().map(|(i, value)| (value.name.as_str(), i)).collect(),
             initializers: graph.initializer.iter().enumerate().map(|(i, tensor)| (tensor.name.as_str(), i)).collect(),
         };
         for (i, node) in graph.node.iter().enumerate() {
@@ -79,7 +79,12 @@ impl<'g> GraphIndex<'g> {
 
     /// Whether a value is an input of the graph.
     pub(crate) fn is_input(&self, value: &str) -> bool {
-        self.inputs.contains(value)
+        self.inputs.contains_key(value)
+    }
+
+    /// The graph's input of this name.
+    pub(crate) fn input(&self, name: &str) -> Option<&'g ValueInfoProto> {
+        self.inputs.get(name).map(|input| &self.graph.input[*input])
     }
 
     /// The initializer of this name, whose value nobody can replace: it is no input.

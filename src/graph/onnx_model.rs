@@ -23,6 +23,9 @@ pub(crate) struct OnnxModel {
 impl OnnxModel {
     /// The node of a layer.
     pub(crate) fn node(&self, layer: &Layer) -> &NodeProto {
+        if let (TOP, Some(graph)) = (layer.scope, &self.file.proto.graph) {
+            return &graph.node[layer.node];
+        }
         let scopes = scopes(&self.file.proto);
         &scopes[layer.scope].graph.node[layer.node]
     }

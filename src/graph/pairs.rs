@@ -14,6 +14,7 @@ use crate::formats::onnx::proto::{NodeProto, TensorProto};
 use crate::formats::onnx::tensor::{INT8, INT16, UINT8, UINT16, element_type};
 use crate::quant::params::Params;
 use crate::quant::scheme::CodeType;
+use std::sync::Arc;
 
 /// The parameters of a node.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +22,7 @@ pub(crate) struct Linear {
     /// The type of codes.
     pub codes: CodeType,
     /// One for all values, or one for each index of the axis.
-    pub params: Vec<Params>,
+    pub params: Arc<[Params]>,
     /// The axis as it is written, which counts from the last where it is negative; none if there is one scale.
     pub axis: Option<i64>,
 }
@@ -115,7 +116,7 @@ pub(crate) fn read(index: &GraphIndex<'_>, node: &NodeProto) -> Result<Option<Li
         }
     };
     let pairs = scales.iter().zip(zero_points);
-    let params: Vec<Params> = pairs.map(|(scale, zero_point)| Params { scale: *scale, zero_point: zero_point as i32 }).collect();
+    let params: Arc<[Params]> = pairs.map(|(scale, zero_point)| Params { scale: *scale, zero_point: zero_point as i32 }).collect();
     let axis = (params.len() > 1).then(|| node.int("axis", 1));
     Ok(Some(Linear { codes, params, axis }))
 }
@@ -149,7 +150,7 @@ fn type_of(index: &GraphIndex<'_>, value: &str, longest: usize) -> Option<i64> {
     if let Some(tensor) = index.initializer(value) {
         return tensor.data_type;
     }
-    if let Some(input) = index.graph.input.iter().find(|input| input.name == value) {
+    if let Some(input) = index.input(value) {
         return input.r#type.as_ref()?.tensor_type.as_ref()?.elem_type;
     }
     let (_, node) = index.producer(value).filter(|_| longest > 0)?;

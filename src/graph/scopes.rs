@@ -27,11 +27,11 @@ fn collect<'g>(graph: &'g GraphProto, parent: usize, path: String, found: &mut V
     let own = found.len();
     found.push(Scope { graph, parent, path: path.clone() });
     for (i, node) in graph.node.iter().enumerate() {
-        let label = if node.name.is_empty() { format!("{}_{i}", node.op_type) } else { node.name.clone() };
+        let label = || if node.name.is_empty() { format!("{}_{i}", node.op_type) } else { node.name.clone() };
         for attribute in &node.attribute {
             for body in attribute.g.as_deref().into_iter().chain(&attribute.graphs) {
                 let separator = if path.is_empty() { "" } else { "/" };
-                collect(body, own, format!("{path}{separator}{label}/{}", attribute.name), found);
+                collect(body, own, format!("{path}{separator}{}/{}", label(), attribute.name), found);
             }
         }
     }

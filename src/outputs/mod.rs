@@ -150,8 +150,17 @@ pub trait Output: Sync {
 pub const OUTPUTS: &[&dyn Output] =
     &[&sidecar::Sidecar, &onnx::QDQ, &onnx::QOPERATOR, &compressed_tensors::CompressedTensors, &fake_quant::FakeQuant];
 
-/// The form of the run that the sidecar at `path` is of; `None` if it is no sidecar.
-pub fn recorded_form(path: &Path) -> Option<&'static dyn Output> {
+/// What else than its recipe decided the bytes of a run.
+pub struct RecordedRun {
+    /// The form of its output, if there still is such a form.
+    pub form: Option<&'static dyn Output>,
+    /// The seed of methods that draw random numbers.
+    pub seed: u64,
+}
+
+/// The run that the sidecar at `path` is of; `None` if it is no sidecar.
+pub fn recorded_run(path: &Path) -> Option<RecordedRun> {
     let document = Document::recognizes(path).then(|| Document::read(path).ok()).flatten()?;
-    OUTPUTS.iter().find(|form| form.name() == document.output.form).copied()
+    let form = OUTPUTS.iter().find(|form| form.name() == document.output.form).copied();
+    Some(RecordedRun { form, seed: document.seed })
 }

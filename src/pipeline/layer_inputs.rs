@@ -283,6 +283,10 @@ impl Run<'_> {
         let samples = Samples::open(&calibration.samples, &onnx::inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
         let engine = engine::load_model(calibration.engine, model.path(), onnx.file.proto.clone(), &engine::Options::default())?;
         let values: Vec<String> = sources.keys().cloned().collect();
+        if let Some((limit, source)) = sources.values().flatten().find_map(|s| Some((InputStats::too_many(s.features, detail)?, s))) {
+            let what = format!("features of value {}, for methods that look at their products", show_name(&source.names[0]));
+            return Err(Error::Limit { file: model.path().to_owned(), what, limit, found: source.features as u64 });
+        }
         let new = |source: &Source| {
             source.names.iter().map(|name| (name.clone(), Mutex::new(InputStats::new(source.features, detail)))).collect::<Vec<_>>()
         };

@@ -72,6 +72,11 @@ pub(super) fn fold(model: &Model, index: &HashMap<&str, usize>, layer: &Found, n
     if info.dtype != Dtype::F32 {
         return Err(model.tensor_error(weight, format!("expected F32 to fold batch normalization into, found {}", info.dtype)));
     }
+    let of_norm = [gamma_tensor, beta_tensor, mean_tensor, variance];
+    if let Some(used) = of_norm.iter().find(|tensor| **tensor == weight || changes.contains_key(*tensor)) {
+        let message = format!("expected batch normalization of the layer {} alone, found it in use otherwise", show_name(&layer.module));
+        return Err(model.tensor_error(*used, message));
+    }
     let bias_name = join(&layer.module, "bias");
     let bias_tensor = index.get(bias_name.as_str()).copied();
     let bias = bias_tensor.map(read).transpose()?.unwrap_or_else(|| vec![0.0; channels]);

@@ -92,27 +92,32 @@ pub(crate) fn import(model: Model, recipe: &Recipe) -> Result<(Model, Trained)> 
         return Ok((model, trained));
     }
     let index = model.index();
+    let parts = weights::Parts::new(&model, &quantizers);
     let (mut changes, mut former, mut updated, mut unused) = (fold::Changes::new(), BTreeMap::new(), 0, 0);
     for quantizer in &quantizers {
         let state = State::read(&model, quantizer)?;
         match &quantizer.site {
             Site::Activation(name) => match activation(&model, quantizer, &state, recipe)? {
+                Some(_) if trained.activations.contains_key(name) => return Err(twice(&model, quantizer, name)),
                 Some(record) => drop(trained.activations.insert(name.clone(), record)),
                 None => unused += 1,
             },
             Site::Weight(_) | Site::Parametrized(_) | Site::Exported { .. } => {
-                let found = weights::find(&model, &index, quantizer, &quantizers)?;
+                let found = weights::find(&model, &index, quantizer, &parts)?;
                 updated += usize::from(state.is_observing);
                 if found.stored_name != found.name {
                     former.insert(found.name.clone(), found.stored_name.clone());
                 }
                 let weight = weights::read(&model, &index, quantizer, &state, &found, recipe, &mut changes)?;
+                if let Some((name, _)) = trained.weights.get_key_value(&found.name) {
+                    return Err(twice(&model, quantizer, name));
+                }
                 trained.weights.insert(found.name, weight);
             }
         }
         changes.extend(quantizer.tensors.values().map(|tensor| (*tensor, None)));
     }
-    drop(index);
+    drop((index, parts));
     trained.notes = notes(&trained, updated, unused);
     let model = model.with_changed(changes);
     let index = model.index();
@@ -121,6 +126,11 @@ pub(crate) fn import(model: Model, recipe: &Recipe) -> Result<(Model, Trained)> 
     let former: HashMap<usize, String> = former.into_iter().filter_map(|(name, old)| Some((*index.get(name.as_str())?, old))).collect();
     drop(index);
     Ok((model.with_layers(layers, "FakeQuantize").with_former_names(&former), trained))
+}
+
+/// The error that two fake quantizers are for the same.
+fn twice(model: &Model, quantizer: &FakeQuantizer, name: &str) -> Error {
+    model.tensor_error(named(quantizer), format!("expected one fake quantizer of {}, found another before", show_name(name)))
 }
 
 /// Gives fake quantizers of exported graphs the weights that the recipe says they are for.
@@ -192,7 +202,7 @@ fn activation(model: &Model, quantizer: &FakeQuantizer, state: &State, recipe: &
         return Err(model.tensor_error(at, format!("expected a zero point from {qmin} to {qmax}, found {zero_point}")));
     }
     let end = |code: i32| ((f64::from(code) - f64::from(zero_point)) * f64::from(params.scale)) as f32;
-    let (min, max) = (end(grid.qmin), end(grid.qmax));
+    let (min, max) = (end(grid.qmin).max(f32::MIN), end(grid.qmax).min(f32::MAX));
     let observer = crate::method::Method::new(TRAINED);
     Ok(Some(ActivationRecord { dtype, max, min, observer, scale: params.scale, zero_point }))
 }

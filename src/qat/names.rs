@@ -6,7 +6,7 @@
 //! | `P.weight_fake_quantizer.*` | `P.weight`: torchao's `FakeQuantizedLinear` |
 //! | `P.parametrizations.weight.0.*` | `P.weight`, stored as `P.parametrizations.weight.original` |
 //! | `P.activation_post_process.*` | the output of `P` |
-//! | `P.activation_fake_quantizer.*` | the input of `P`: torchao |
+//! | `P.activation_fake_quantizer.*` | `P.input`: torchao |
 //! | `P.activation_post_process_3.*` | a value of an FX graph; of an exported graph (PT2E) also a weight, if the recipe says so |
 //!
 //! `P` is whatever stands before, with `module.` and `_orig_mod.` where wrappers put them.
@@ -78,28 +78,34 @@ pub(super) fn find(model: &Model) -> Vec<FakeQuantizer> {
 
 /// The fake quantizer that a tensor would belong to, what that is for, and the rest of the tensor's name.
 fn split(name: &str) -> Option<(String, Site, String)> {
-    let parts: Vec<&str> = name.split('.').collect();
-    for (at, part) in parts.iter().enumerate().take(parts.len() - 1) {
-        let (module, rest) = (parts[..at].join("."), parts[at + 1..].join("."));
-        let root = join(&module, part);
+    let dots = name.match_indices('.').map(|(at, _)| at);
+    let mut start = 0;
+    for end in dots {
+        let part = &name[start..end];
+        let (module, rest) = (&name[..start.saturating_sub(1)], &name[end + 1..]);
+        let root = || name[..end].to_owned();
+        start = end + 1;
         let numbered = part.strip_prefix(POST_PROCESS).and_then(|rest| rest.strip_prefix('_'));
-        if OF_WEIGHTS.contains(part) {
-            return Some((root, Site::Weight(module), rest));
+        if OF_WEIGHTS.contains(&part) {
+            return Some((root(), Site::Weight(module.to_owned()), rest.to_owned()));
         }
-        if *part == POST_PROCESS || *part == OF_INPUTS {
-            let name = if module.is_empty() { (*part).to_owned() } else { module };
-            return Some((root, Site::Activation(name), rest));
+        if part == POST_PROCESS {
+            let name = if module.is_empty() { part } else { module };
+            return Some((root(), Site::Activation(name.to_owned()), rest.to_owned()));
+        }
+        if part == OF_INPUTS {
+            return Some((root(), Site::Activation(join(module, "input")), rest.to_owned()));
         }
         if numbered.is_some_and(is_number) {
-            return Some((root.clone(), Site::Activation(root), rest));
+            return Some((root(), Site::Activation(root()), rest.to_owned()));
         }
-        if *part == PARAMETRIZATIONS
-            && let [parameter, number, rest @ ..] = &parts[at + 1..]
+        if part == PARAMETRIZATIONS
+            && let Some((parameter, rest)) = rest.split_once('.')
+            && let Some((number, rest)) = rest.split_once('.')
             && is_number(number)
-            && !rest.is_empty()
         {
-            let root = format!("{root}.{parameter}.{number}");
-            return Some((root, Site::Parametrized(join(&module, parameter)), rest.join(".")));
+            let root = format!("{}.{parameter}.{number}", root());
+            return Some((root, Site::Parametrized(join(module, parameter)), rest.to_owned()));
         }
     }
     None
@@ -147,7 +153,7 @@ mod tests {
             Case { name: "fc.weight_fake_quantizer.scale", expected: Some(("fc.weight_fake_quantizer", weight("fc"), "scale")) },
             Case {
                 name: "fc.activation_fake_quantizer.scale",
-                expected: Some(("fc.activation_fake_quantizer", activation("fc"), "scale")),
+                expected: Some(("fc.activation_fake_quantizer", activation("fc.input"), "scale")),
             },
             Case {
                 name: "fc.parametrizations.weight.0.scale",

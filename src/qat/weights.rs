@@ -12,7 +12,7 @@ use crate::quant::kernel::min_max;
 use crate::quant::params::Range;
 use crate::quant::scheme::Granularity;
 use crate::recipe::Recipe;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Where a weight is.
 pub(super) struct Found {
@@ -25,12 +25,12 @@ pub(super) struct Found {
     pub module: String,
 }
 
-/// The weight of `quantizer`, which is one of `all`.
+/// The weight of `quantizer`.
 ///
 /// # Errors
 ///
 /// [`crate::Error::Tensor`] if it is not there, or is made of others by parametrizations that are no fake quantizers.
-pub(super) fn find(model: &Model, index: &HashMap<&str, usize>, quantizer: &FakeQuantizer, all: &[FakeQuantizer]) -> Result<Found> {
+pub(super) fn find(model: &Model, index: &HashMap<&str, usize>, quantizer: &FakeQuantizer, parts: &Parts<'_>) -> Result<Found> {
     let name = match &quantizer.site {
         Site::Weight(module) => join(module, "weight"),
         Site::Parametrized(name) | Site::Exported { weight: name, .. } | Site::Activation(name) => name.clone(),
@@ -41,9 +41,10 @@ pub(super) fn find(model: &Model, index: &HashMap<&str, usize>, quantizer: &Fake
         return Ok(Found { tensor: *tensor, stored_name: name.clone(), name, module });
     }
     let prefix = parametrizations_of(&name);
-    let own = |tensor: usize| all.iter().any(|other| is_of(other, &name) && other.tensors.values().any(|own| *own == tensor));
-    let parts: Vec<usize> =
-        (0..model.tensors().len()).filter(|tensor| model.tensors()[*tensor].info.name.starts_with(&prefix) && !own(*tensor)).collect();
+    let parts: Vec<usize> = parts.of(&prefix, &name);
+    if let (true, Some(tensor)) = (is_parametrized, index.get(name.as_str())) {
+        return Err(model.tensor_error(*tensor, "expected it stored once, found what a parametrization makes of it beside"));
+    }
     let hint = "torch.nn.utils.parametrize.remove_parametrizations stores the weight itself; --ignore-qat copies what is there";
     match parts.as_slice() {
         [] => {
@@ -60,8 +61,29 @@ pub(super) fn find(model: &Model, index: &HashMap<&str, usize>, quantizer: &Fake
     }
 }
 
-fn is_of(quantizer: &FakeQuantizer, weight: &str) -> bool {
-    matches!(&quantizer.site, Site::Parametrized(name) if name == weight)
+/// The tensors of parametrizations, to be found by what their names begin with.
+pub(super) struct Parts<'m> {
+    by_name: BTreeMap<&'m str, usize>,
+    /// The weight whose fake quantizer a tensor belongs to.
+    owners: HashMap<usize, &'m str>,
+}
+
+impl<'m> Parts<'m> {
+    pub(super) fn new(model: &'m Model, all: &'m [FakeQuantizer]) -> Self {
+        let of_weight = |quantizer: &'m FakeQuantizer| match &quantizer.site {
+            Site::Parametrized(name) => quantizer.tensors.values().map(|tensor| (*tensor, name.as_str())).collect(),
+            _ => Vec::new(),
+        };
+        let tensors = model.tensors().iter().enumerate();
+        let by_name = tensors.map(|(tensor, stored)| (stored.info.name.as_str(), tensor)).collect();
+        Parts { by_name, owners: all.iter().flat_map(of_weight).collect() }
+    }
+
+    /// Those that begin with `prefix` and are no state of a fake quantizer of `weight`.
+    fn of(&self, prefix: &str, weight: &str) -> Vec<usize> {
+        let with_prefix = self.by_name.range(prefix..).take_while(|(name, _)| name.starts_with(prefix));
+        with_prefix.map(|(_, tensor)| *tensor).filter(|tensor| self.owners.get(tensor) != Some(&weight)).collect()
+    }
 }
 
 /// How the weight `found` is quantized. Batch normalization within its module is folded into it, in `changes`.

@@ -13,7 +13,7 @@ pub struct Pattern {
 
 #[derive(Clone)]
 enum Matcher {
-    Glob(globset::GlobMatcher),
+    Glob(regex::bytes::Regex),
     Regex(regex::Regex),
     Name(String),
 }
@@ -35,7 +35,12 @@ impl Pattern {
                 let regex = regex::RegexBuilder::new(&format!("^(?:{regex})$")).size_limit(LARGEST_REGEX).build();
                 Matcher::Regex(regex.map_err(|e| wrong(&e))?)
             }
-            (None, None) => Matcher::Glob(globset::Glob::new(text).map_err(|e| wrong(&e))?.compile_matcher()),
+            (None, None) => {
+                // What globset compiles itself has no limits, and panics beyond those of regex.
+                let glob = globset::Glob::new(text).map_err(|e| wrong(&e))?;
+                let regex = regex::bytes::RegexBuilder::new(glob.regex()).dot_matches_new_line(true).size_limit(LARGEST_REGEX).build();
+                Matcher::Glob(regex.map_err(|e| wrong(&e))?)
+            }
         };
         Ok(Pattern { text: text.to_owned(), matcher })
     }
@@ -52,7 +57,7 @@ impl Pattern {
 
     fn matches_name(&self, name: &str) -> bool {
         match &self.matcher {
-            Matcher::Glob(glob) => glob.is_match(name),
+            Matcher::Glob(glob) => glob.is_match(name.as_bytes()),
             Matcher::Regex(regex) => regex.is_match(name),
             Matcher::Name(exact) => exact == name,
         }
@@ -105,6 +110,12 @@ mod tests {
         assert!(!pattern("re:h").matches("hh"));
         assert!(pattern("*é*").matches("caféweight"));
         assert!(pattern("name:a[b]*").matches("a[b]*") && !pattern("name:a[b]*").matches("ab"));
+        assert!(pattern("a*b?").matches("a.\n/b\u{7f}") && pattern("{a,b}.*").matches("b.c") && pattern("[!x]*").matches("y"));
         assert!(Pattern::new("re:(").is_err() && Pattern::new("[").is_err());
+        for long in
+            ["{".repeat(260) + "a" + &"}".repeat(260), "[!a]".repeat(200_000), "re:".to_owned() + &"(".repeat(300) + &")".repeat(300)]
+        {
+            assert!(Pattern::new(&long).is_err());
+        }
     }
 }

@@ -68,7 +68,7 @@ pub fn plan(report: &QuantizeReport, buffer_bytes: u64) -> String {
                 let mode = mode.map(|mode| format!(" {mode}")).unwrap_or_default();
                 (format!("{dtype} {granularity}{mode}"), observer.clone())
             }
-            TensorOutcome::Keep { reason } => ("unchanged".into(), reason.clone()),
+            TensorOutcome::Keep { reason } => ("unchanged".into(), escape(reason)),
         };
         rows.push(vec![show_name(&tensor.name).to_string(), tensor.source_dtype.clone(), shape(&tensor.shape), becomes, why]);
     }
@@ -141,7 +141,7 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
     }
     for (reason, names) in reasons {
         let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
-        let _ = writeln!(text, "kept {} ({reason}): {}{more}", names.len(), show_name(names[0]));
+        let _ = writeln!(text, "kept {} ({}): {}{more}", names.len(), escape(reason), show_name(names[0]));
     }
     if let [first, more @ ..] = report.left_behind.as_slice() {
         let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };

@@ -150,7 +150,7 @@ impl<'a> Bench<'a> {
                 }
             }
             progress.advance(1);
-            Ok(total.into_iter().map(|[error, signal]| if error > 0.0 { error / signal } else { 0.0 }).collect())
+            Ok(total.into_iter().map(|[error, signal]| if error == 0.0 { 0.0 } else { error / signal }).collect())
         });
         measured.into_iter().collect()
     }
@@ -170,6 +170,8 @@ fn error_and_signal(expected: &Array, found: &Array) -> [f64; 2] {
         let (a, b) = (f64::from(*a), f64::from(*b));
         // Values that both have, such as infinities of a mask, do not differ.
         let difference = if a == b || a.is_nan() && b.is_nan() { 0.0 } else { a - b };
+        // A number that became none, or the other way round, has lost all.
+        let difference = if difference.is_nan() { f64::INFINITY } else { difference };
         [error + difference * difference, signal + if a.is_finite() { a * a } else { 0.0 }]
     })
 }
@@ -177,4 +179,20 @@ fn error_and_signal(expected: &Array, found: &Array) -> [f64; 2] {
 /// What to say of an engine that could not measure.
 pub(super) fn unmeasured(error: &Error) -> String {
     format!("layers were not measured, so that all of them run in integers: {error}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calibration::array::Data;
+    use crate::tensor::Dtype;
+
+    #[test]
+    fn outputs_that_became_no_numbers_have_lost_all() {
+        let array = |values: &[f32]| Array { dtype: Dtype::F32, shape: vec![values.len()], data: Data::Float(values.to_vec()) };
+        let expected = array(&[1.0, f32::INFINITY, f32::NAN, 2.0]);
+        assert_eq!(error_and_signal(&expected, &expected), [0.0, 5.0]);
+        assert_eq!(error_and_signal(&expected, &array(&[1.0, f32::INFINITY, f32::NAN, f32::NAN]))[0], f64::INFINITY);
+        assert_eq!(error_and_signal(&expected, &array(&[1.0, 3.0, f32::NAN, 2.0]))[0], f64::INFINITY);
+    }
 }

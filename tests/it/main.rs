@@ -11,6 +11,7 @@ mod directory;
 mod engine;
 mod fake_quant;
 mod golden;
+mod hostile;
 mod interruption;
 mod library;
 mod onnx_compare;

@@ -6,7 +6,7 @@
 use super::stats::{Detail, InputStats};
 use crate::calibration::samples::list_files;
 use crate::calibration::stats::{ActivationStats, ModelIdentity, Refusal, Statistics};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, show_name};
 use crate::formats::mmap::MappedFile;
 use crate::formats::read_safetensors;
 use crate::model::{Model, SourceFile};
@@ -110,6 +110,11 @@ impl Recorded {
     /// [`Error::Tensor`] for values that are not finite or too large.
     pub(crate) fn inputs(&self, layer: &str, detail: Detail, threads: usize) -> Result<InputStats> {
         let features = self.layers[layer].first().and_then(|batch| batch.info.shape.last().copied()).unwrap_or(0);
+        if let Some(limit) = InputStats::too_many(features, detail) {
+            let file = &self.files[self.layers[layer][0].file];
+            let what = format!("features of layer {}, for methods that look at their products", show_name(layer));
+            return Err(Error::Limit { file: file.source.path().to_owned(), what, limit, found: features as u64 });
+        }
         let mut stats = InputStats::new(features, detail);
         self.for_each_batch(layer, |values| stats.observe(values, threads))?;
         Ok(stats)

@@ -35,7 +35,15 @@ pub(crate) enum Detail {
     Gram,
 }
 
+/// Most features of which products are summed: their sums take 8 GiB.
+const MOST_FEATURES: usize = 1 << 15;
+
 impl InputStats {
+    /// The limit, if that is too many features.
+    pub(crate) fn too_many(features: usize, detail: Detail) -> Option<u64> {
+        (detail == Detail::Gram && features > MOST_FEATURES).then_some(MOST_FEATURES as u64)
+    }
+
     /// Of no rows yet.
     pub(crate) fn new(features: usize, detail: Detail) -> Self {
         let gram = if detail == Detail::Gram { block_count(features) * BLOCK } else { 0 };

@@ -79,6 +79,30 @@ fn check_training(path: &Path, info: &TrainingInfoProto, options: &ReadOptions) 
     Ok(())
 }
 
+/// How many inputs must be there, of operators that are rewritten or looked through.
+const REQUIRED_INPUTS: &[(usize, &[&str])] = &[
+    (3, &["LSTM", "GRU", "RNN"]),
+    (2, &["Conv", "ConvTranspose", "MatMul", "Gemm", "Gather", "Add", "Mul", "Sub", "Div", "QuantizeLinear", "DequantizeLinear"]),
+    (
+        1,
+        &[
+            "Cast",
+            "Clip",
+            "Flatten",
+            "Identity",
+            "LeakyRelu",
+            "MaxPool",
+            "Relu",
+            "Reshape",
+            "Sigmoid",
+            "Softmax",
+            "Squeeze",
+            "Transpose",
+            "Unsqueeze",
+        ],
+    ),
+];
+
 /// Domain, name and overload. The standard domain has two names.
 type FunctionKey<'m> = (&'m str, &'m str, String);
 
@@ -276,6 +300,7 @@ impl<'m> Checker<'m> {
         if let Some(input) = node.input.iter().find(|input| !input.is_empty() && !scope.sees(input)) {
             return Err(self.fault(format!("input {}: {}", show_name(input), scope.explain(input))));
         }
+        self.arity(node)?;
         let mut names = HashSet::with_capacity(node.attribute.len());
         for attribute in &node.attribute {
             if !names.insert(&attribute.name) {
@@ -297,6 +322,24 @@ impl<'m> Checker<'m> {
             scope.names.insert(output.into());
         }
         Ok(())
+    }
+
+    /// That operators which are looked into have what they compute with, and that all give something.
+    fn arity(&self, node: &NodeProto) -> Result<()> {
+        let is_known = node.is_standard() || node.domain == "com.microsoft";
+        if !is_known || self.functions.contains_key(&called_key(node)) {
+            return Ok(());
+        }
+        if node.output.iter().all(String::is_empty) {
+            return Err(self.fault(format!("op_type {}: expected an output, found none", show_name(&node.op_type))));
+        }
+        let needed = REQUIRED_INPUTS.iter().find(|(_, ops)| ops.contains(&node.op_type.as_str())).map_or(0, |(needed, _)| *needed);
+        match (0..needed).find(|input| node.input(*input).is_none()) {
+            Some(missing) => {
+                Err(self.fault(format!("op_type {}: expected {needed} inputs, found no input {missing}", show_name(&node.op_type))))
+            }
+            None => Ok(()),
+        }
     }
 
     /// That an attribute has one value, of the kind that it says.

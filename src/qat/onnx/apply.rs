@@ -2,6 +2,7 @@
 
 use super::TrainedGraph;
 use crate::error::Result;
+use crate::formats::onnx::proto::NodeProto;
 use crate::graph::activations::{self, RangeSource};
 use crate::graph::index::GraphIndex;
 use crate::graph::onnx_model::OnnxModel;
@@ -53,7 +54,7 @@ impl TrainedGraph {
             scheme.rule = ParamRule { grid: weight.grid, ..ParamRule::new(Convention::Ort, weight.codes, symmetric, info.dtype) };
             scheme.clip = weight.grid;
             scheme.arithmetic = Arithmetic::Divide;
-            scheme.trained = Some(weight.params.clone().into());
+            scheme.trained = Some(weight.params.clone());
         }
         plan.choose_modes(model, Mode::Static);
         Ok(choose_layers(onnx, plan, is_calibrated))
@@ -116,8 +117,12 @@ fn why_float(index: &GraphIndex<'_>, onnx: &OnnxModel, plan: &Plan, layer: &Laye
     }
 }
 
-/// The range that a Clip between constants leaves a value, or will leave it.
+/// The range that a Clip between constants leaves the output of a layer, or will leave it.
 fn limited(index: &GraphIndex<'_>, value: &str) -> Option<Range> {
+    let is_layer = |node: &NodeProto| ["Conv", "Gemm", "MatMul"].iter().any(|op| node.is(op));
+    let (_, producer) = index.producer(value)?;
+    let source = if producer.is("Clip") { producer.input(0).filter(|input| index.only_use(input).is_some())? } else { value };
+    index.producer(source).filter(|(_, node)| is_layer(node))?;
     let made_by = index.producer(value).map(|(_, node)| node);
     let taken_by = index.only_use(value).map(|only| &index.graph.node[only.node]);
     let mut limits = made_by.into_iter().chain(taken_by).filter(|node| node.is("Clip"));

@@ -1,20 +1,35 @@
 //! Clips of constant floats are computed: some exporters limit a weight to the range of its codes before they quantize it.
 
+use super::tidy::rename;
 use crate::formats::onnx::proto::{GraphProto, NodeProto, TensorProto};
 use crate::graph::channels::tensor;
 use crate::graph::index::GraphIndex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// Puts constants in the place of nodes that clip them.
+/// Puts constants in the place of nodes that clip them, one for all that clip the same in the same way.
 pub(super) fn fold(graph: &mut GraphProto) {
     let index = GraphIndex::new(graph);
-    let clipped = |node: &NodeProto| {
-        let output = node.output.first().filter(|output| node.is("Clip") && !index.is_visible(output))?;
-        clip(&index, node, output.clone()).map(|constant| (output.clone(), constant))
-    };
-    let mut constants: BTreeMap<String, TensorProto> = graph.node.iter().filter_map(clipped).collect();
-    graph.node.retain(|node| !node.output.first().is_some_and(|output| constants.contains_key(output)));
-    graph.initializer.extend(std::mem::take(&mut constants).into_values());
+    let mut made: BTreeMap<(&str, [u32; 2]), TensorProto> = BTreeMap::new();
+    let mut renamed: HashMap<String, String> = HashMap::new();
+    let mut gone: HashSet<usize> = HashSet::new();
+    for (place, node) in graph.node.iter().enumerate().filter(|(_, node)| node.is("Clip")) {
+        let Some(output) = node.output.first().filter(|output| !index.is_visible(output)) else { continue };
+        let (Some(input), Some((low, high))) = (node.input(0), bounds(&index, node)) else { continue };
+        let key = (input, [low.to_bits(), high.to_bits()]);
+        if let Some(constant) = made.get(&key) {
+            renamed.insert(output.clone(), constant.name.clone());
+        } else if let Some(constant) = clip(&index, node, output.clone()) {
+            made.insert(key, constant);
+        } else {
+            continue;
+        }
+        gone.insert(place);
+    }
+    let made: Vec<TensorProto> = made.into_values().collect();
+    let mut place = 0..;
+    graph.node.retain(|_| place.next().is_none_or(|place| !gone.contains(&place)));
+    rename(graph, &renamed);
+    graph.initializer.extend(made);
 }
 
 /// The constant that a Clip makes of another.

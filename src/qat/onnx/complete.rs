@@ -36,6 +36,9 @@ const INTEGER_OPERATORS: &[&str] = &["Add", "AveragePool", "Concat", "GlobalAver
 /// Most rounds, in each of which pairs reach one operator further.
 const ROUNDS: usize = 8;
 
+/// Most nodes that are looked through one after the other.
+const LONGEST_WAY: usize = 64;
+
 /// A graph being completed.
 pub(super) struct Completion<'a> {
     pub names: &'a mut Names,
@@ -117,19 +120,28 @@ impl Completion<'_> {
             let (Some(value), Some(like)) = (node.input(0), given_by(index, node)) else { continue };
             let Some((place, producer)) = index.producer(value).filter(|_| index.only_use(value).is_some()) else { continue };
             for (input, value) in moved(producer).unwrap_or_default().enumerate() {
-                self.pull_to(index, value, Use { node: place, input }, &like, &mut insertions);
+                self.pull_to(index, value, Use { node: place, input }, &like, LONGEST_WAY, &mut insertions);
             }
         }
         insertions
     }
 
-    /// Notes pairs from `value` backwards; whether there is an integer operator to reach.
-    fn pull_to(&self, index: &GraphIndex<'_>, value: &str, user: Use, like: &Given, insertions: &mut Vec<Insertion>) -> bool {
-        let Some((place, node)) = index.producer(value).filter(|_| index.only_use(value) == Some(user)) else { return false };
+    /// Notes pairs from `value` at most `longest` nodes backwards; whether there is an integer operator to reach.
+    fn pull_to(
+        &self,
+        index: &GraphIndex<'_>,
+        value: &str,
+        user: Use,
+        like: &Given,
+        longest: usize,
+        insertions: &mut Vec<Insertion>,
+    ) -> bool {
+        let is_only = |_: &(usize, &NodeProto)| longest > 0 && index.only_use(value) == Some(user);
+        let Some((place, node)) = index.producer(value).filter(is_only) else { return false };
         let mut reaches = self.gives_codes(index, node);
         if !reaches {
             for (input, value) in moved(node).unwrap_or_default().enumerate() {
-                reaches |= self.pull_to(index, value, Use { node: place, input }, like, insertions);
+                reaches |= self.pull_to(index, value, Use { node: place, input }, like, longest - 1, insertions);
             }
         }
         if reaches {
@@ -163,12 +175,16 @@ impl Completion<'_> {
 
     /// Whether a value is the output of a convolution in integers, perhaps limited.
     fn is_of_convolution(&self, index: &GraphIndex<'_>, value: &str) -> bool {
-        let Some((_, node)) = index.producer(value) else { return false };
-        if node.is("Conv") {
-            return self.gives_codes(index, node);
+        let mut value = value;
+        for _ in 0..LONGEST_WAY {
+            let Some((_, node)) = index.producer(value) else { return false };
+            if node.is("Conv") {
+                return self.gives_codes(index, node);
+            }
+            let Some(input) = node.input(0).filter(|input| is_limit(node) && index.only_use(input).is_some()) else { return false };
+            value = input;
         }
-        let input = node.input(0).filter(|input| is_limit(node) && index.only_use(input).is_some());
-        input.is_some_and(|input| self.is_of_convolution(index, input))
+        false
     }
 
     /// Whether a node runs in integers if this input is quantized: a layer with a trained weight, or an operator whose output is
@@ -197,13 +213,17 @@ impl Completion<'_> {
 
     /// Whether a value is a trained weight, transposed or not, or made of codes.
     fn has_codes(&self, index: &GraphIndex<'_>, value: Option<&str>) -> bool {
-        let Some(value) = value else { return false };
-        match index.producer(value) {
-            _ if self.trained.contains_key(value) => true,
-            Some((_, node)) if pairs::is_dequantize(node) => true,
-            Some((_, node)) if node.is("Transpose") || node.is("Identity") => self.has_codes(index, node.input(0)),
-            _ => false,
+        let mut value = value;
+        for _ in 0..LONGEST_WAY {
+            let Some(name) = value else { return false };
+            match index.producer(name) {
+                _ if self.trained.contains_key(name) => return true,
+                Some((_, node)) if pairs::is_dequantize(node) => return true,
+                Some((_, node)) if node.is("Transpose") || node.is("Identity") => value = node.input(0),
+                _ => return false,
+            }
         }
+        false
     }
 
     fn insert(&mut self, graph: &mut GraphProto, insertions: Vec<Insertion>) {

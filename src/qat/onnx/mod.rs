@@ -125,7 +125,7 @@ fn records(index: &GraphIndex<'_>) -> BTreeMap<String, ActivationRecord> {
 fn record(dtype: CodeType, grid: Grid, given: &Given) -> ActivationRecord {
     let params = given.params;
     let end = |code: i32| ((f64::from(code) - f64::from(params.zero_point)) * f64::from(params.scale)) as f32;
-    let (min, max) = (end(grid.qmin), end(grid.qmax));
+    let (min, max) = (end(grid.qmin).max(f32::MIN), end(grid.qmax).min(f32::MAX));
     ActivationRecord { dtype, max, min, observer: Method::new(TRAINED), scale: params.scale, zero_point: params.zero_point }
 }
 

@@ -5,8 +5,11 @@ use crate::error::show_name;
 use crate::formats::onnx::proto::{NodeProto, TensorProto};
 use crate::graph::index::GraphIndex;
 use crate::graph::pairs::{self, Linear};
+use crate::quant::params::Params;
 use crate::quant::scheme::{CodeType, Grid};
 use crate::tensor::Dtype;
+use std::collections::HashMap;
+use std::sync::Arc;
 
 /// A DequantizeLinear of a constant.
 pub(super) struct Site {
@@ -43,8 +46,12 @@ const LONGEST_PATH: usize = 8;
 /// What is wrong with parameters of a node, with its name, or with them and the constant.
 pub(super) fn find(index: &GraphIndex<'_>) -> Result<Vec<Site>, String> {
     let mut sites = Vec::new();
+    // Nodes with the same names of scale and zero point share what these say.
+    let mut known: HashMap<[Option<&str>; 2], Arc<[Params]>> = HashMap::new();
     for (place, node) in index.graph.node.iter().enumerate().filter(|(_, node)| pairs::is_dequantize(node)) {
-        if let Some(site) = site(index, place, node)? {
+        if let Some(mut site) = site(index, place, node)? {
+            let params = known.entry([node.input(1), node.input(2)]).or_insert_with(|| site.trained.params.clone());
+            site.trained.params = params.clone();
             sites.push(site);
         }
     }
@@ -89,6 +96,10 @@ pub(super) fn site(index: &GraphIndex<'_>, place: usize, node: &NodeProto) -> Re
         format!("node {}: tensor {}: {message}", show_name(index.graph.node[at].label()), show_name(&constant.name))
     })?;
     let dtype = node.input(1).and_then(|scale| index.constant(scale)).and_then(TensorProto::dtype).unwrap_or(Dtype::F32);
+    if quantize.is_none() && dtype == Dtype::BF16 {
+        // Its eight bits do not hold what all codes stand for, so that these would not be found again.
+        return Ok(None);
+    }
     let trained = TrainedConstant { codes: linear.codes, grid, params: linear.params, axis };
     Ok(Some(Site { dequantize: place, quantize, constant: constant.name.clone(), shape: stored, dtype, path, trained }))
 }

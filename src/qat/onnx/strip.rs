@@ -25,17 +25,26 @@ pub(crate) fn strip(graph: &mut GraphProto, names: &mut Names) -> Result<(), Str
     let mut renamed: HashMap<String, String> = HashMap::new();
     let mut kept: BTreeMap<usize, NodeProto> = BTreeMap::new();
     let mut added = Vec::new();
+    // By constant, scale, zero point and axis.
+    let mut made: HashMap<([Option<&str>; 3], i64), String> = HashMap::new();
     for (place, node) in graph.node.iter().enumerate().filter(|(_, node)| pairs::is_dequantize(node)) {
         let (Some(codes), Some(output)) = (node.input(0), node.output.first()) else { continue };
         let source = match index.constant(codes) {
             Some(tensor) => {
-                let Some(constant) = floats(&index, place, node, tensor, names)? else { continue };
-                let name = constant.name.clone();
-                added.push(constant);
-                name
+                let key = ([0, 1, 2].map(|input| node.input(input)), node.int("axis", 1));
+                match made.get(&key) {
+                    Some(name) => String::clone(name),
+                    None => {
+                        let Some(constant) = floats(&index, place, node, tensor, names)? else { continue };
+                        let name = constant.name.clone();
+                        added.push(constant);
+                        made.insert(key, name.clone());
+                        name
+                    }
+                }
             }
-            None => match quantized(&index, codes) {
-                Some(value) => renamed.get(value).cloned().unwrap_or_else(|| value.to_owned()),
+            None => match quantized(&index, codes).filter(|(quantize, _)| is_same(&index, quantize, node)) {
+                Some((_, value)) => renamed.get(value).cloned().unwrap_or_else(|| value.to_owned()),
                 None => continue,
             },
         };
@@ -55,17 +64,25 @@ pub(crate) fn strip(graph: &mut GraphProto, names: &mut Names) -> Result<(), Str
     Ok(())
 }
 
-/// The value that codes are made of, perhaps narrowed or handed on.
-fn quantized<'g>(index: &GraphIndex<'g>, codes: &'g str) -> Option<&'g str> {
+/// The QuantizeLinear that makes codes, perhaps narrowed or handed on, and the value that it takes.
+fn quantized<'g>(index: &GraphIndex<'g>, codes: &'g str) -> Option<(&'g NodeProto, &'g str)> {
     let mut value = codes;
     for _ in 0..LONGEST_PATH {
         let (_, node) = index.producer(value)?;
         if pairs::is_quantize(node) {
-            return node.input(0);
+            return Some((node, node.input(0)?));
         }
         value = node.input(0).filter(|_| node.is("Clip") || node.is("Identity"))?;
     }
     None
+}
+
+/// Whether two nodes have the same parameters, so that one undoes the other: else they change values, and stay.
+fn is_same(index: &GraphIndex<'_>, quantize: &NodeProto, dequantize: &NodeProto) -> bool {
+    match (pairs::read(index, quantize), pairs::read(index, dequantize)) {
+        (Ok(Some(one)), Ok(Some(other))) => one == other,
+        _ => (1..3).all(|input| quantize.input(input) == dequantize.input(input)),
+    }
 }
 
 /// Most nodes between the nodes of a pair.

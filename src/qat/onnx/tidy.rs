@@ -68,7 +68,9 @@ pub(super) fn merge(graph: &mut GraphProto) {
             if index.is_visible(output) {
                 continue;
             }
-            let key = (input.to_owned(), format!("{linear:?}"));
+            // The type of the scale is that of the floats.
+            let dtype = node.input(1).and_then(|scale| index.constant(scale)).and_then(|scale| scale.data_type);
+            let key = (input.to_owned(), format!("{dtype:?} {linear:?}"));
             match first.get(&key) {
                 Some((other, same)) if *same == linear => {
                     renamed.insert(output.clone(), graph.node[*other].output[0].clone());

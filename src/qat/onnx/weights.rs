@@ -26,7 +26,8 @@ use crate::quant::kernel::{Arithmetic, quantize};
 use crate::quant::params::Params;
 use crate::quant::scheme::{CodeType, Granularity, Grid};
 use crate::tensor::encode_f32;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
 /// How the weight of a layer was trained.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,7 +35,7 @@ pub(super) struct TrainedConstant {
     pub codes: CodeType,
     /// The codes that are used.
     pub grid: Grid,
-    pub params: Vec<Params>,
+    pub params: Arc<[Params]>,
     /// The axis that scales are along, of the weight as it is stored.
     pub axis: Option<usize>,
 }
@@ -67,6 +68,7 @@ pub(super) fn fold(graph: &mut GraphProto, names: &mut Names) -> Result<TrainedC
     let mut trained = TrainedConstants::new();
     check_agreement(&index, &sites)?;
     let of_layers: Vec<&Site> = sites.iter().filter(|site| is_of_layer(&index, site)).collect();
+    let of_layer: HashSet<usize> = of_layers.iter().map(|site| site.dequantize).collect();
     let steps: BTreeSet<usize> = of_layers.iter().flat_map(|site| site.path.nodes.iter().chain([&site.dequantize])).copied().collect();
     let is_shared = |value: &str| index.is_visible(value) || index.uses(value).iter().any(|place| !steps.contains(&place.node));
     let mut changes = Changes::default();
@@ -75,7 +77,7 @@ pub(super) fn fold(graph: &mut GraphProto, names: &mut Names) -> Result<TrainedC
         let tensor = index.constant(&site.constant).ok_or("the index finds constants")?;
         let shared = site.path.values.iter().any(|value| is_shared(value));
         let is_direct = site.path.values.len() == 1;
-        let is_ours = of_layers.iter().any(|other| std::ptr::eq(*other, site)) && (is_direct || !shared);
+        let is_ours = of_layer.contains(&site.dequantize) && (is_direct || !shared);
         let key = (site.constant.clone(), is_ours);
         match (is_ours, site.quantize.is_some()) {
             (true, true) => {

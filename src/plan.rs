@@ -21,6 +21,7 @@ use crate::quant::params::{ParamRule, Params};
 use crate::quant::scheme::{CodeType, Granularity, Grid};
 use crate::recipe::{Mode, Recipe, Weights};
 use crate::tensor::Dtype;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// How one tensor is quantized.
@@ -102,6 +103,8 @@ pub struct Plan {
     pub(crate) mode: Mode,
     /// One for each layer of an ONNX model.
     pub(crate) layers: Vec<LayerMode>,
+    /// The first layer that takes a tensor, if it is the weight of some.
+    first_layers: HashMap<usize, usize>,
     /// The values of an ONNX model that are quantized with known ranges.
     pub(crate) values: QuantizedValues,
     /// The codes of activations.
@@ -127,6 +130,7 @@ impl Plan {
             decisions,
             mode: recipe.mode,
             layers: Vec::new(),
+            first_layers: HashMap::new(),
             values: QuantizedValues::default(),
             activation_codes: recipe.activations.dtype,
             symmetric_activations: recipe.activations.symmetric,
@@ -139,6 +143,11 @@ impl Plan {
     pub(crate) fn choose_modes(&mut self, model: &Model, mode: Mode) {
         let Some(onnx) = model.onnx() else { return };
         self.layers = onnx.weights.layers.iter().map(|layer| self.layer_mode(model, onnx, layer, mode)).collect();
+        for (number, layer) in onnx.weights.layers.iter().enumerate() {
+            if let Some(tensor) = onnx.tensor(&layer.weight) {
+                self.first_layers.entry(tensor).or_insert(number);
+            }
+        }
         // Both weights of a recurrent layer, or none.
         for (i, layer) in onnx.weights.layers.iter().enumerate() {
             let is_recurrent = self.layers[i] == LayerMode::Dynamic && layer.op == "LSTM";
@@ -184,9 +193,8 @@ impl Plan {
     /// How operators compute with a tensor: the first that takes it, if it is a weight of an ONNX model.
     pub(crate) fn mode_of(&self, model: &Model, tensor: usize) -> Option<&'static str> {
         let onnx = model.onnx()?;
-        let takes = |layer: &&Layer| onnx.tensor(&layer.weight) == Some(tensor);
-        let (_, mode) = onnx.weights.layers.iter().zip(&self.layers).find(|(layer, _)| takes(layer))?;
-        Some(match mode {
+        debug_assert_eq!(onnx.weights.layers.len(), self.layers.len(), "the plan is for this model");
+        Some(match self.layers[*self.first_layers.get(&tensor)?] {
             LayerMode::Keep => "float",
             LayerMode::WeightOnly => "weight-only",
             LayerMode::Dynamic => "dynamic",

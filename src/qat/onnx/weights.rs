@@ -70,12 +70,16 @@ pub(super) fn fold(graph: &mut GraphProto, names: &mut Names) -> Result<TrainedC
     let of_layers: Vec<&Site> = sites.iter().filter(|site| is_of_layer(&index, site)).collect();
     let of_layer: HashSet<usize> = of_layers.iter().map(|site| site.dequantize).collect();
     let steps: BTreeSet<usize> = of_layers.iter().flat_map(|site| site.path.nodes.iter().chain([&site.dequantize])).copied().collect();
-    let is_shared = |value: &str| index.is_visible(value) || index.uses(value).iter().any(|place| !steps.contains(&place.node));
+    let mut known: BTreeMap<&str, bool> = BTreeMap::new();
+    for value in sites.iter().flat_map(|site| &site.path.values) {
+        let is_shared = || index.is_visible(value) || index.uses(value).iter().any(|place| !steps.contains(&place.node));
+        known.entry(value).or_insert_with(is_shared);
+    }
     let mut changes = Changes::default();
     let mut copies: BTreeMap<(String, bool), String> = BTreeMap::new();
     for site in &sites {
         let tensor = index.constant(&site.constant).ok_or("the index finds constants")?;
-        let shared = site.path.values.iter().any(|value| is_shared(value));
+        let shared = site.path.values.iter().any(|value| known[value.as_str()]);
         let is_direct = site.path.values.len() == 1;
         let is_ours = of_layer.contains(&site.dequantize) && (is_direct || !shared);
         let key = (site.constant.clone(), is_ours);

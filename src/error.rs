@@ -150,6 +150,11 @@ pub fn show_path(path: &Path) -> impl fmt::Display {
     Shown { text: path.to_string_lossy().into_owned(), quoted: false }
 }
 
+/// `text`, such as a name, as [`show_name`] but without quotes.
+pub fn show_text(text: &str) -> impl fmt::Display {
+    Shown { text: text.to_owned(), quoted: false }
+}
+
 /// `text` fit for a terminal: what would drive it, start another line or hide is escaped.
 pub fn escape(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() || is_invisible(c) { c.escape_unicode().collect::<Vec<_>>() } else { vec![c] }).collect()

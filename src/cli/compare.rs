@@ -3,9 +3,10 @@
 use super::progress::Bar;
 use super::{Done, options, print};
 use qtool::calibration::samples::SampleLimits;
-use qtool::compare::{Gates, OutputComparison, OutputRequest, compare, compare_outputs};
+use qtool::compare::{Gates, OutputComparison, OutputRequest, compare, compare_outputs, details};
 use qtool::error::show_name;
-use qtool::report::terminal;
+use qtool::report::distribution::COUNTED;
+use qtool::report::{html, terminal};
 use std::path::PathBuf;
 
 /// Measure how far a quantized model is from the float one; exit 3 if it fails a gate
@@ -42,6 +43,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "X", value_parser = options::parse_finite)]
     min_top1: Option<f64>,
     #[command(flatten)]
+    report: options::Report,
+    #[command(flatten)]
     threads: options::Threads,
     #[command(flatten)]
     read: options::Read,
@@ -53,6 +56,7 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     let Arguments { float, quantized, min_sqnr, max_mse, min_cosine, max_abs, min_top1, .. } = arguments;
     let gates = Gates { min_sqnr: *min_sqnr, max_mse: *max_mse, min_cosine: *min_cosine, max_abs: *max_abs, min_top1: *min_top1 };
     let read = arguments.read.options();
+    arguments.report.check()?;
     if qtool::compare::is_onnx(float, &read)? {
         return run_onnx(arguments, &gates);
     }
@@ -60,8 +64,15 @@ pub(super) fn run(arguments: &Arguments) -> Done {
         let message = "--samples, --layers, --min-top1: expected an ONNX model, found another";
         return Err(qtool::Error::Usage(message.into()).into());
     }
-    let found = compare(float, quantized, &read, arguments.threads.count())?;
+    let threads = arguments.threads.count();
+    let found = compare(float, quantized, &read, threads)?;
     let failing = found.failing(&gates);
+    arguments.report.write(|command| {
+        let worst = found.tensors.iter().filter(|tensor| tensor.difference.sqnr_db.is_some()).take(COUNTED);
+        let names: Vec<&str> = worst.map(|tensor| tensor.name.as_str()).collect();
+        let details = details(float, quantized, &names, &read, threads)?;
+        Ok(html::comparison([float, quantized], &found, &failing, &details, command))
+    })?;
     arguments.print.show(&found, || terminal::comparison(&found, &failing))?;
     match failing.as_slice() {
         [] => Ok(()),
@@ -88,6 +99,11 @@ fn run_onnx(arguments: &Arguments, gates: &Gates) -> Done {
         return Err(qtool::Error::Usage("--min-top1: expected an output of classes, found none".into()).into());
     }
     let failing = found.failing(gates);
+    arguments.report.write(|command| {
+        let (float, quantized) = (&arguments.float, &arguments.quantized);
+        let details = details(float, quantized, &[], &arguments.read.options(), arguments.threads.count())?;
+        Ok(html::output_comparison([float, quantized], &found, &failing, &details, command))
+    })?;
     arguments.print.show(&found, || terminal::output_comparison(&found, &failing))?;
     match failing.as_slice() {
         [] => Ok(()),

@@ -1,7 +1,7 @@
 //! `qtool inspect`.
 
 use super::{Done, options};
-use qtool::report::terminal;
+use qtool::report::{html, terminal};
 use std::path::PathBuf;
 
 /// List the tensors of a model: types, shapes, ranges, and what would be quantized
@@ -13,6 +13,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     headers: bool,
     #[command(flatten)]
+    report: options::Report,
+    #[command(flatten)]
     threads: options::Threads,
     #[command(flatten)]
     read: options::Read,
@@ -21,7 +23,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Done {
+    arguments.report.check()?;
     let threads = arguments.threads.count();
     let found = qtool::inspect::inspect(&arguments.model, &arguments.read.options(), !arguments.headers, threads)?;
+    arguments.report.write(|command| Ok(html::inspection(&arguments.model, &found, command)))?;
     arguments.print.show(&found, || terminal::inspection(&found))
 }

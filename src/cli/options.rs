@@ -3,10 +3,13 @@
 use super::print;
 use clap::{Args, ValueEnum};
 use qtool::calibration::samples::SampleLimits;
+use qtool::error::escape;
 use qtool::formats::ReadOptions;
 use qtool::outputs::staging::Durability;
 use qtool::pipeline::CalibrationRequest;
+use qtool::report::html;
 use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 /// How a model is read.
@@ -113,6 +116,54 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     number.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
 }
 
+/// A page about what was found.
+#[derive(Args)]
+pub(super) struct Report {
+    /// Write a page about it: one HTML file
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Replace an existing report
+    #[arg(long, requires = "report")]
+    pub force: bool,
+}
+
+impl Report {
+    /// Makes sure, before the work, that the page can be written.
+    pub(super) fn check(&self) -> qtool::Result<()> {
+        self.report.as_deref().map_or(Ok(()), |path| html::check_free(path, self.force))
+    }
+
+    /// Writes the page, if one was asked for.
+    pub(super) fn write(&self, page: impl FnOnce(&str) -> qtool::Result<html::Page>) -> qtool::Result<()> {
+        let Some(path) = &self.report else { return Ok(()) };
+        page(&command_line())?.write(path, self.force, Durability::Fsync)
+    }
+}
+
+/// The command that this program was run with, on one line that can be pasted into a shell.
+pub(super) fn command_line() -> String {
+    let words = std::env::args_os().skip(1).map(|word| quoted(word.as_bytes()));
+    std::iter::once("qtool".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// A word as shells take it: as it is, between quotes, or with escapes (`$'…'`, POSIX 2024) where it has control characters or
+/// is not in UTF-8.
+fn quoted(word: &[u8]) -> String {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-./+,:@%=".contains(byte);
+    match std::str::from_utf8(word) {
+        Ok(text) if !text.is_empty() && word.iter().all(is_plain) => text.to_owned(),
+        Ok(text) if escape(text) == text && !text.contains('\'') => format!("'{text}'"),
+        _ => {
+            let escaped = word.iter().map(|byte| match byte {
+                b'\'' | b'\\' => format!("\\{}", char::from(*byte)),
+                b' '..=b'~' => char::from(*byte).to_string(),
+                byte => format!("\\x{byte:02x}"),
+            });
+            format!("$'{}'", escaped.collect::<String>())
+        }
+    }
+}
+
 /// Whether outputs are on the disk when success is reported.
 #[derive(Clone, Copy, ValueEnum)]
 pub(super) enum DurabilityValue {
@@ -127,6 +178,23 @@ impl From<DurabilityValue> for Durability {
         match value {
             DurabilityValue::Fsync => Durability::Fsync,
             DurabilityValue::None => Durability::None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_as_shells_read_them() {
+        let words = ["", "-o", "a/b.c", "conv1*", "it's", "back\\slash", "both '\\", "line\nfeed", "ü", "\u{202e}", "$x `y` !z"];
+        let quoted_words = words.map(|word| quoted(word.as_bytes())).join(" ");
+        assert!(quoted_words.starts_with(r"'' -o a/b.c 'conv1*' $'it\'s' 'back\slash' "), "{quoted_words}");
+        assert_eq!(quoted(b"\xff"), r"$'\xff'");
+        let bash = std::process::Command::new("bash").args(["-c", &format!("printf '%s\\0' {quoted_words}")]).output();
+        if let Ok(done) = bash {
+            assert_eq!(String::from_utf8(done.stdout).unwrap().split_terminator('\0').collect::<Vec<_>>(), words, "{quoted_words}");
         }
     }
 }

@@ -10,7 +10,7 @@ use qtool::pipeline::{CalibrationRequest, Destination, HashSource, Prepared, Req
 use qtool::quant::scheme::{CodeType, Convention, Granularity};
 use qtool::recipe::presets::{PRESETS, Preset};
 use qtool::recipe::{MODES, Mode, Pattern, Recipe};
-use qtool::report::terminal;
+use qtool::report::{html, terminal};
 use qtool::target::{TARGETS, Target};
 use std::path::PathBuf;
 
@@ -67,6 +67,9 @@ pub(super) struct Arguments {
     /// Write the recipe that was followed, with what was found by measuring: JSON if the name ends in .json, else TOML
     #[arg(long, value_name = "FILE")]
     emit_recipe: Option<PathBuf>,
+    /// Write a page about what was done: one HTML file, with histograms of the tensors that lost most
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// As --symmetric or --asymmetric, of weights only
     #[arg(long, value_enum)]
     weight_symmetry: Option<Symmetry>,
@@ -308,6 +311,7 @@ impl Arguments {
             seed: self.seed.or(recorded.map(|run| run.seed)).unwrap_or_default(),
             max_drop: self.max_drop,
             emit_recipe: self.emit_recipe.clone(),
+            page: self.report.clone(),
             calibration: CalibrationRequest { stats: self.stats.clone(), ranges: self.ranges.clone(), ..self.samples.request() },
         })
     }
@@ -325,5 +329,9 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     let report = prepared.run(&bar);
     bar.finish();
     let report = report?;
+    if let (Some(path), Some(details)) = (&arguments.report, &report.details) {
+        let page = html::quantization(&arguments.model, &report, details, &options::command_line());
+        page.write(path, arguments.force, arguments.durability.into())?;
+    }
     print.show(&report, || terminal::summary(&report, started.elapsed(), arguments.verbose))
 }

@@ -5,10 +5,12 @@
 //! SQNR = 10 log10(Σ x² / Σ (x − x')²) dB      MSE = Σ (x − x')² / n      cosine = Σ x x' / √(Σ x² Σ x'²)
 //! ```
 
+mod details;
 mod layers;
 mod onnx;
 mod tensors;
 
+pub use details::{Details, details};
 pub use onnx::{LayerDifference, OutputComparison, OutputDifference, OutputRequest, compare_outputs};
 pub use tensors::{Comparison, TensorDifference, compare};
 
@@ -41,7 +43,7 @@ pub struct Difference {
 
 impl Difference {
     /// SQNR in dB, infinite where there is no difference: what lost everything it had comes first in an order by it.
-    fn quality(&self) -> f64 {
+    pub(crate) fn quality(&self) -> f64 {
         self.sqnr_db.unwrap_or(if self.mse == 0.0 { f64::INFINITY } else { f64::NEG_INFINITY })
     }
 }

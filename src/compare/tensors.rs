@@ -89,13 +89,13 @@ pub fn compare(float: &Path, quantized: &Path, read: &ReadOptions, threads: usiz
 }
 
 /// The model that is judged.
-enum Other {
+pub(super) enum Other {
     Quantized(Box<QuantizedModel>),
     Float(Model),
 }
 
 impl Other {
-    fn open(path: &Path, read: &ReadOptions) -> Result<Self> {
+    pub(super) fn open(path: &Path, read: &ReadOptions) -> Result<Self> {
         // A JSON file of the same name need not be a sidecar.
         if QuantizedModel::is_of_others(path) {
             return QuantizedModel::open(path, read).map(|model| Other::Quantized(Box::new(model)));
@@ -108,7 +108,7 @@ impl Other {
         }
     }
 
-    fn model(&self) -> &Model {
+    pub(super) fn model(&self) -> &Model {
         match self {
             Other::Quantized(quantized) => &quantized.model,
             Other::Float(model) => model,
@@ -133,7 +133,7 @@ impl Other {
         matches!(self, Other::Quantized(quantized) if quantized.is_quantized(tensor))
     }
 
-    fn values<'a>(&'a self, tensor: usize, elements: std::ops::Range<usize>, scratch: &'a mut DequantizeScratch) -> &'a [f32] {
+    pub(super) fn values<'a>(&'a self, tensor: usize, elements: std::ops::Range<usize>, scratch: &'a mut DequantizeScratch) -> &'a [f32] {
         match self {
             Other::Quantized(quantized) => quantized.values(tensor, elements, scratch),
             Other::Float(model) => model.values(tensor, elements, &mut scratch.values),

@@ -10,7 +10,7 @@ use crate::quant::granularity::GroupLayout;
 use crate::quant::kernel::dequantize;
 use crate::quant::packing::{packed_shape, unpack_nibbles};
 use crate::quant::params::Params;
-use crate::quant::scheme::{CodeType, Granularity};
+use crate::quant::scheme::{CodeType, Granularity, Grid};
 use crate::tensor::Dtype;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -115,6 +115,12 @@ impl QuantizedModel {
     /// Whether the tensor is stored as codes.
     pub fn is_quantized(&self, tensor: usize) -> bool {
         self.tensors.contains_key(&tensor)
+    }
+
+    /// Scale and zero point of every group of a quantized tensor, and the codes in use.
+    pub(crate) fn grid(&self, tensor: usize) -> Option<(&[Params], Grid)> {
+        let record = self.document.tensors.get(&self.model.tensors()[tensor].info.name)?;
+        Some((&self.tensors.get(&tensor)?.params, Grid { qmin: record.qmin, qmax: record.qmax }))
     }
 
     /// Values of a tensor as f32: dequantized, or as they are stored.

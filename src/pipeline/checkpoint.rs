@@ -7,7 +7,7 @@ use crate::algorithms::solver::Layer;
 use crate::calibration::inputs::LayerInputs;
 use crate::calibration::inputs::recorded::{Recorded, Selection};
 use crate::calibration::ranges::{Choice, Ranges};
-use crate::calibration::stats::{self, Statistics};
+use crate::calibration::stats::{self, ActivationStats, Statistics};
 use crate::error::{Result, show_name};
 use crate::graph::activations::RangeSource;
 use crate::method::Method;
@@ -115,7 +115,8 @@ pub(super) fn forget_inputs(scheme: &mut TensorScheme, is_static: bool) {
     }
 }
 
-/// Range, scale and zero point of the inputs of each layer that is quantized with them, by its name.
+/// Range, scale and zero point of the inputs of each layer that is quantized with them, by its name; and what they were on the
+/// samples.
 ///
 /// # Errors
 ///
@@ -126,11 +127,11 @@ pub(super) fn choose_activations(
     recipe: &Recipe,
     inputs: &LayerInputs,
     threads: usize,
-) -> Result<BTreeMap<String, Choice>> {
+) -> Result<(BTreeMap<String, Choice>, BTreeMap<String, ActivationStats>)> {
     let is_static = |tensor: &usize| plan.scheme(*tensor).is_some_and(|scheme| scheme.mode.unwrap_or(plan.mode) == Mode::Static);
     let tensors: Vec<usize> = plan.quantized().filter(is_static).collect();
     if tensors.is_empty() {
-        return Ok(BTreeMap::new());
+        return Ok(Default::default());
     }
     let observer = ObserverChoice::new(&recipe.activations.observer)?;
     let activations = inputs.activations(observer.averaging_weight(), threads)?;
@@ -141,5 +142,6 @@ pub(super) fn choose_activations(
         let ranges = ranges.entry(info.dtype).or_insert_with(|| Ranges::new(model.path(), &activations, recipe, info.dtype));
         choices.insert(name.to_owned(), ranges.choose(name, &RangeSource::Observed, recipe.activations.observer_of(name))?);
     }
-    Ok(choices)
+    drop(ranges);
+    Ok((choices, activations))
 }

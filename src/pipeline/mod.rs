@@ -4,6 +4,7 @@ pub mod analyze;
 pub mod calibrate;
 pub mod check;
 mod checkpoint;
+mod details;
 mod layer_inputs;
 mod onnx;
 mod transforms;
@@ -19,7 +20,7 @@ use crate::formats::{self, ReadOptions};
 use crate::method::Method;
 use crate::model::{Model, SourceFile};
 use crate::outputs::assemble::Assembly;
-use crate::outputs::document::{self, Document, FileRecord};
+use crate::outputs::document::{self, CalibrationRecord, Document, FileRecord};
 use crate::outputs::onnx::rewrite::Chosen;
 use crate::outputs::staging;
 use crate::outputs::target::Target;
@@ -27,11 +28,12 @@ use crate::outputs::{OUTPUTS, Output, OutputLayout, fake_quant, record};
 use crate::plan::{self, Decision, Plan};
 use crate::qat::{self, Trained};
 use crate::recipe::{MODES, Mode, Recipe};
-use crate::report::QuantizeReport;
+use crate::report::{Details, QuantizeReport, html};
 use crate::sensitivity::cost;
 use crate::stream::quantize::{LARGEST_PIECE_BYTES, QuantizeJobs};
 use crate::stream::{self, Progress, observe};
 use crate::tensor::Dtype;
+use details::Written;
 use layer_inputs::Observed;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -81,6 +83,8 @@ pub struct Request {
     pub max_drop: Option<f64>,
     /// Where the recipe that was followed goes, with what was found by measuring: JSON if the name ends so, else TOML.
     pub emit_recipe: Option<PathBuf>,
+    /// Where a page about the run will be written by the caller: the report then has the [`Details`] that it shows.
+    pub page: Option<PathBuf>,
 }
 
 impl Request {
@@ -100,6 +104,7 @@ impl Request {
             seed: 0,
             emit_recipe: None,
             max_drop: None,
+            page: None,
         }
     }
 }
@@ -187,6 +192,10 @@ impl Prepared {
             staging::check_free(path, request.destination.force)?;
         }
         let target = Target::choose(&request.destination, &model, &form.tag(request.recipe.settings.weights), true)?;
+        if let Some(page) = &request.page {
+            html::check_free(page, request.destination.force)?;
+            details::check_apart(page, &target)?;
+        }
         let any = onnx::placeholders(&model, &plan);
         let layout = form.lay_out(&model, &plan, &any, &target.name())?;
         for beside in layout.files.iter().rev().skip(1).filter(|_| !target.is_directory) {
@@ -214,6 +223,7 @@ impl Prepared {
             self.notes.extend(notes);
         }
         let (mut activations, mut integer_share, mut findings) = (None, None, None);
+        let mut observed = BTreeMap::new();
         if self.form.needs_params(&self.model) {
             // **Observes** and **chooses** before, as the layout holds the parameters.
             let threads = self.threads();
@@ -239,6 +249,7 @@ impl Prepared {
                 let calibration = onnx::calibration_record(&statistics, table.as_ref());
                 activations = Some((onnx::records(&choices, &request.recipe), Some(calibration)));
                 integer_share = cost::integer_share(plan, &cost::of_layers(model, plan, &statistics));
+                observed = statistics.activations;
             }
             chosen.activations.extend(self.plan.values.given.iter().map(|(value, given)| (value.clone(), given.params)));
             let Prepared { request, model, plan, notes, .. } = &mut self;
@@ -268,7 +279,8 @@ impl Prepared {
         }
         if let Some(inputs) = self.inputs.as_ref().filter(|_| self.model.onnx().is_none()) {
             let Prepared { request, model, plan, target, .. } = &self;
-            let choices = checkpoint::choose_activations(model, plan, &request.recipe, inputs, self.threads())?;
+            let (choices, statistics) = checkpoint::choose_activations(model, plan, &request.recipe, inputs, self.threads())?;
+            observed = statistics;
             chosen.activations = ranges::params_of(&choices);
             activations = Some((onnx::records(&choices, &request.recipe), Some(checkpoint::calibration_record(inputs))));
             self.layout = self.form.lay_out(model, plan, &chosen, &target.name())?;
@@ -278,6 +290,10 @@ impl Prepared {
         let Prepared { request, form, model, plan, layout, target, trained, .. } = &self;
         let solver = self.solver();
         let outcomes = RefCell::new(BTreeMap::new());
+        let of_samples = |(_, calibration): &(_, Option<CalibrationRecord>)| calibration.as_ref()?.samples;
+        let samples = activations.as_ref().and_then(of_samples);
+        let mut records = activations.as_ref().map(|(records, _)| records.clone()).unwrap_or_default();
+        records.extend(trained.activations.clone());
         let unchanged = || self.inputs.as_ref().map_or(Ok(()), LayerInputs::check_unchanged);
         std::thread::scope(|scope| {
             let hashing = std::thread::Builder::new().spawn_scoped(scope, || self.hash_sources());
@@ -292,9 +308,8 @@ impl Prepared {
                 |outputs| {
                     // Without a thread to spare it is done here.
                     let sources = hashing.map_or_else(|_| self.hash_sources(), |hashing| hashing.join().expect("hashing does not panic"));
-                    let (activations, calibration) = activations.unzip();
-                    let mut activations = activations.unwrap_or_default();
-                    activations.extend(trained.activations.clone());
+                    let calibration = activations.and_then(|(_, calibration)| calibration);
+                    let activations = records.clone();
                     let run = record::Run {
                         form: *form,
                         recipe: &request.recipe,
@@ -302,20 +317,32 @@ impl Prepared {
                         sources,
                         outputs,
                         activations,
-                        calibration: calibration.flatten(),
+                        calibration,
                     };
                     Some(record::document(model, plan, &outcomes.borrow(), run).to_json())
                 },
             )
         })?;
         let gains = solver.map(Solver::into_gains).unwrap_or_default();
+        let threads = self.threads();
         if let Some(path) = &request.emit_recipe {
             let Destination { force, durability, .. } = request.destination;
             staging::write_file(path, request.recipe.to_text(path)?.as_bytes(), force, durability)?;
         }
         let report = QuantizeReport::new(model, plan, &outcomes.borrow(), target, layout.bytes()).with_gains(model, &gains);
         let notes = self.notes.iter().chain(&report.notes).cloned().collect();
-        Ok(QuantizeReport { integer_share, findings, notes, ..report })
+        let details = match &request.page {
+            Some(page) => Some(Details {
+                form: form.name(),
+                recipe: request.recipe.to_text(&page.with_extension("toml"))?,
+                samples,
+                distributions: Written { model, plan, layout, target, params: &chosen.weights, read: &request.read, threads }
+                    .distributions(&report)?,
+                activations: details::activations(&records, &observed),
+            }),
+            None => None,
+        };
+        Ok(QuantizeReport { integer_share, findings, notes, details, ..report })
     }
 
     /// Puts the mean errors of outputs of an ONNX model's layers into their biases, if that was asked for.

@@ -1,15 +1,20 @@
-//! Results for people and programs: plain data that [`terminal`] prints and `--json` serializes.
+//! Results for people and programs: plain data that [`terminal`] prints, `--json` serializes and [`html`] shows.
 
+pub mod distribution;
+pub mod html;
 pub mod terminal;
 
 use crate::algorithms::solve::Gain;
 use crate::model::Model;
+use crate::outputs::document::ActivationRecord;
 use crate::outputs::target::Target;
 use crate::plan::{Decision, Plan};
 use crate::quant::metrics::{ErrorSums, Metrics};
+use crate::quant::params::Range;
 use crate::quant::scheme::CodeType;
 use crate::sensitivity::Findings;
 use crate::stream::quantize::Outcome;
+use distribution::Distribution;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -42,6 +47,39 @@ pub struct QuantizeReport {
     /// Error over all quantized tensors; absent before the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total: Option<Metrics>,
+    /// What a page shows besides, if it was asked for.
+    #[serde(skip)]
+    pub details: Option<Details>,
+}
+
+/// What a page shows of a run besides its [`QuantizeReport`].
+#[derive(Clone, Debug, Default)]
+pub struct Details {
+    /// The form of the output.
+    pub form: &'static str,
+    /// The recipe that was followed, in TOML.
+    pub recipe: String,
+    /// Number of samples that ranges of activations come from, if any do.
+    pub samples: Option<u64>,
+    /// Of the tensors that lost most, worst first.
+    pub distributions: Vec<Distribution>,
+    /// Values that are quantized with known ranges: first those that clip most.
+    pub activations: Vec<ActivationDetails>,
+}
+
+/// How one activation is quantized, and what it was on the samples.
+#[derive(Clone, Debug)]
+pub struct ActivationDetails {
+    /// Its name.
+    pub name: String,
+    /// Range, scale and zero point.
+    pub record: ActivationRecord,
+    /// Smallest and largest value, where values were observed.
+    pub observed: Option<Range>,
+    /// Share of the values that are beyond the chosen range, 0 to 1, about.
+    pub clipped: Option<f64>,
+    /// All values, of those that clip most.
+    pub distribution: Option<Distribution>,
 }
 
 /// One tensor of a [`QuantizeReport`].
@@ -120,6 +158,7 @@ impl QuantizeReport {
             sidecar: target.sidecar.clone().unwrap_or_default(),
             tensors: plan.decisions.iter().enumerate().map(report).collect(),
             total: (!outcomes.is_empty()).then(|| total.metrics()),
+            details: None,
         }
     }
 

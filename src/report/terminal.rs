@@ -163,7 +163,7 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
 }
 
 /// What was measured, and what followed from it.
-fn findings(found: &Findings) -> String {
+pub(super) fn findings(found: &Findings) -> String {
     let Findings { samples, min_sqnr_db, all_quantized_db, sqnr_db, spared, dynamic, observer, observers, decisions } = found;
     let mut text = format!("SQNR of the worst output on {samples} samples: {sqnr_db:.1} dB\n");
     let changes = [(spared.len(), "layers in float"), (dynamic.len(), "dynamic"), (observers.len(), "values by other observers")];
@@ -191,7 +191,7 @@ fn findings(found: &Findings) -> String {
 /// Below this a weight has usually lost what a model needs; int8 per channel is near 40 dB.
 const LOW_SQNR_DB: f64 = 25.0;
 
-fn advice(report: &QuantizeReport, worst: Option<Metrics>) -> String {
+pub(super) fn advice(report: &QuantizeReport, worst: Option<Metrics>) -> String {
     let output = shell_word(&report.output);
     let per_tensor =
         |tensor: &TensorReport| matches!(&tensor.outcome, TensorOutcome::Quantize { granularity, .. } if granularity == "per-tensor");
@@ -236,7 +236,7 @@ fn number(value: f32) -> String {
 }
 
 /// A histogram in one line; the heights are those of the square roots, so that tails can be seen.
-fn sparkline(values: &ValueSummary) -> String {
+pub(super) fn sparkline(values: &ValueSummary) -> String {
     const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let largest = values.histogram.iter().copied().max().unwrap_or(0).max(1) as f64;
     let bar = |count: &u64| BARS[((*count as f64 / largest).sqrt() * 8.0).ceil() as usize];
@@ -329,7 +329,7 @@ pub fn verification(found: &Verification) -> String {
 }
 
 /// A path that can be pasted into a shell.
-fn shell_word(path: &std::path::Path) -> String {
+fn shell_word(path: &Path) -> String {
     let text = show_path(path).to_string();
     let is_plain = text.chars().all(|c| c.is_alphanumeric() || "_-./+,:@%".contains(c)) && !text.starts_with('-');
     if is_plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }

@@ -22,6 +22,7 @@ mod options;
 mod quantize;
 mod ranges;
 mod recipes;
+mod report;
 mod samples;
 mod schema;
 mod selection;

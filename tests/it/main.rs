@@ -2,6 +2,7 @@
 
 mod budget;
 mod calibrated;
+mod combinations;
 mod compressed_tensors;
 mod corpus;
 mod custom_observers;

@@ -1,7 +1,12 @@
 //! Who produces and who consumes each value of one graph.
 
 use crate::formats::onnx::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto};
+use crate::quant::params::Params;
 use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+/// Parameters, or what is wrong with them.
+type ReadParams = Result<Arc<[Params]>, String>;
 
 /// A node's input: which node, which of its inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,6 +24,8 @@ pub(crate) struct GraphIndex<'g> {
     outputs: HashSet<&'g str>,
     inputs: HashMap<&'g str, usize>,
     initializers: HashMap<&'g str, usize>,
+    /// What was read of scales and zero points, by their places among the initializers.
+    params: Mutex<HashMap<[Option<usize>; 2], ReadParams>>,
 }
 
 impl<'g> GraphIndex<'g> {
@@ -31,6 +38,7 @@ impl<'g> GraphIndex<'g> {
             outputs: graph.output.iter().map(|value| value.name.as_str()).collect(),
             inputs: graph.input.iter().enumerate().map(|(i, value)| (value.name.as_str(), i)).collect(),
             initializers: graph.initializer.iter().enumerate().map(|(i, tensor)| (tensor.name.as_str(), i)).collect(),
+            params: Mutex::default(),
         };
         for (i, node) in graph.node.iter().enumerate() {
             for name in node.output.iter().filter(|name| !name.is_empty()) {
@@ -90,6 +98,13 @@ impl<'g> GraphIndex<'g> {
     /// The initializer of this name, whose value nobody can replace: it is no input.
     pub(crate) fn constant(&self, value: &str) -> Option<&'g TensorProto> {
         self.initializer(value).filter(|_| !self.is_input(value))
+    }
+
+    /// What a scale and a zero point, both initializers, say together: read once.
+    pub(super) fn params_of(&self, (scale, zero_point): (&str, Option<&str>), read: impl FnOnce() -> ReadParams) -> ReadParams {
+        let place = |name| self.initializers.get(name).copied();
+        let mut known = self.params.lock().expect("reading does not panic");
+        known.entry([place(scale), zero_point.and_then(place)]).or_insert_with(read).clone()
     }
 
     /// The initializer of this name.

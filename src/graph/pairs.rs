@@ -103,8 +103,21 @@ pub(crate) fn read(index: &GraphIndex<'_>, node: &NodeProto) -> Result<Option<Li
     if node.int("block_size", 0) != 0 {
         return Ok(None);
     }
-    let (scale, scales) = read_scales(index, node)?;
-    let zero_points = match zero_point.and_then(|(name, tensor)| Some((name, tensor?))) {
+    let name = node.input(1).ok_or("scale: expected one, found none")?;
+    let Some(scale) = constant(index, name) else {
+        return Err(format!("scale {}: expected a constant, found a value that is computed or given when the model runs", show_name(name)));
+    };
+    // Many nodes may share large ones.
+    let params =
+        index.params_of((name, node.input(2)), || params_of((name, scale), zero_point.and_then(|(name, tensor)| Some((name, tensor?)))))?;
+    let axis = (params.len() > 1).then(|| node.int("axis", 1));
+    Ok(Some(Linear { codes, params, axis }))
+}
+
+/// What a scale and a zero point, each with its name, say together.
+fn params_of((name, scale): (&str, &TensorProto), zero_point: Option<(&str, &TensorProto)>) -> Result<Arc<[Params]>, String> {
+    let scales = scales_of(name, scale)?;
+    let zero_points = match zero_point {
         None => vec![0; scales.len()],
         Some((name, tensor)) => {
             let wrong = |what: &str| format!("zero point {}: expected {what}", show_name(name));
@@ -116,25 +129,19 @@ pub(crate) fn read(index: &GraphIndex<'_>, node: &NodeProto) -> Result<Option<Li
         }
     };
     let pairs = scales.iter().zip(zero_points);
-    let params: Arc<[Params]> = pairs.map(|(scale, zero_point)| Params { scale: *scale, zero_point: zero_point as i32 }).collect();
-    let axis = (params.len() > 1).then(|| node.int("axis", 1));
-    Ok(Some(Linear { codes, params, axis }))
+    Ok(pairs.map(|(scale, zero_point)| Params { scale: *scale, zero_point: zero_point as i32 }).collect())
 }
 
-/// The scales of a node, each of which can be divided by.
-fn read_scales<'g>(index: &GraphIndex<'g>, node: &NodeProto) -> Result<(&'g TensorProto, Vec<f32>), String> {
-    let name = node.input(1).ok_or("scale: expected one, found none")?;
+/// Scales, each of which can be divided by.
+fn scales_of(name: &str, tensor: &TensorProto) -> Result<Vec<f32>, String> {
     let wrong = |what: String| format!("scale {}: {what}", show_name(name));
-    let Some(tensor) = constant(index, name) else {
-        return Err(wrong("expected a constant, found a value that is computed or given when the model runs".into()));
-    };
     let scales = tensor.to_floats().ok_or_else(|| wrong(format!("expected floats, found {}", type_name(tensor.data_type.unwrap_or(0)))))?;
     if scales.is_empty() || (scales.len() > 1 && tensor.dims.len() != 1) {
         return Err(wrong(format!("expected one, or one for each index of an axis, found the shape {:?}", tensor.dims)));
     }
     match scales.iter().enumerate().find(|(_, scale)| !(scale.is_finite() && **scale > 0.0)) {
         Some((place, found)) => Err(wrong(format!("expected positive and finite numbers, found {found} at index {place}"))),
-        None => Ok((tensor, scales)),
+        None => Ok(scales),
     }
 }
 

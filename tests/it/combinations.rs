@@ -46,7 +46,7 @@ fn combinations() -> impl Iterator<Item = (usize, [usize; 4])> {
 
 /// Runs `qtool quantize INPUT OPTIONS` in every combination. Returns the hashes of everything that was written.
 fn hashes(dir: &Workdir, input: &str, options: &[&str], output: &str) -> BTreeSet<Vec<u8>> {
-    let paths = |text: &str| if text.starts_with('@') { dir.path(&text[1..]).into_os_string() } else { text.into() };
+    let paths = |text: &str| text.strip_prefix('@').map_or_else(|| text.into(), |name| dir.path(name).into_os_string());
     let run = |(number, [threads, path, memory, around]): (usize, [usize; 4])| {
         let to = dir.path(format!("out-{number}"));
         std::fs::create_dir_all(&to).unwrap();

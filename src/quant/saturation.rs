@@ -241,33 +241,50 @@ impl PairCheck {
         errors: &mut ErrorSums,
     ) -> SaturationSums {
         let (mut found, start) = (SaturationSums::default(), elements.start);
+        self.for_each_possible(&elements, codes, |pair, _, _| {
+            found.possible += 1;
+            found.within_range += u64::from(self.observed.is_some_and(|range| could_saturate_within(pair, range)));
+        });
+        if !self.nudges || found.possible == 0 {
+            return found;
+        }
+        let before = codes.to_vec();
+        self.for_each_possible(&elements, codes, |pair, places, codes| {
+            let params = places.map(|place| params(start + place));
+            let scales = params.map(|params| f64::from(params.scale));
+            let target = |i: usize| f64::from(values[places[i]]) / scales[i] + f64::from(params[i].zero_point);
+            let nudged = nudge(pair, [target(0), target(1)], scales.map(|scale| scale * scale));
+            places.iter().zip(nudged).for_each(|(place, code)| codes[*place] = code as u8);
+        });
+        for place in (0..codes.len()).filter(|place| codes[*place] != before[*place]) {
+            let (params, value) = (params(start + place), f64::from(values[place]));
+            let error = |code: u8| value - f64::from(i32::from(code as i8) - params.zero_point) * f64::from(params.scale);
+            let [former, new] = [error(before[place]), error(codes[place])];
+            found.changed += 1;
+            found.extra_error += new * new - former * former;
+            errors.max_error = errors.max_error.max(new.abs());
+        }
+        errors.error += found.extra_error;
+        found
+    }
+
+    /// Calls `each(pair, places, codes)` for each pair among `elements` that could saturate as `codes` are then.
+    fn for_each_possible(&self, elements: &Range<usize>, codes: &mut [u8], mut each: impl FnMut([i32; 2], [usize; 2], &mut [u8])) {
         for pairing in &self.pairings {
             pairing.for_each_run(elements.clone(), |first, second, step, count| {
-                let (first, second) = (first - start, second - start);
+                let (first, second) = (first - elements.start, second - elements.start);
                 if possible(codes, first, second, step, count) == 0 {
                     return;
                 }
                 for i in 0..count {
                     let places = [first + i * step, second + i * step];
                     let pair = places.map(|place| i32::from(codes[place] as i8));
-                    if !could_saturate(pair) {
-                        continue;
-                    }
-                    found.possible += 1;
-                    found.within_range += u64::from(self.observed.is_some_and(|range| could_saturate_within(pair, range)));
-                    if self.nudges {
-                        let params = places.map(|place| params(start + place));
-                        let change = change(pair, places.map(|place| f64::from(values[place])), params);
-                        places.iter().zip(change.codes).for_each(|(place, code)| codes[*place] = code as u8);
-                        found.changed += change.changed;
-                        found.extra_error += change.extra_error;
-                        errors.error += change.extra_error;
-                        errors.max_error = errors.max_error.max(change.max_error);
+                    if could_saturate(pair) {
+                        each(pair, places, codes);
                     }
                 }
             });
         }
-        found
     }
 }
 
@@ -278,28 +295,6 @@ fn possible(codes: &[u8], first: usize, second: usize, step: usize, count: usize
         1 => codes[first..first + count].iter().zip(&codes[second..second + count]).map(|(a, b)| could(*a, *b)).sum(),
         _ => codes[first..first + 2 * count].chunks_exact(2).map(|pair| could(pair[0], pair[1])).sum(),
     }
-}
-
-struct Change {
-    codes: [i32; 2],
-    changed: u64,
-    extra_error: f64,
-    max_error: f64,
-}
-
-fn change(pair: [i32; 2], values: [f64; 2], params: [Params; 2]) -> Change {
-    let scales = params.map(|params| f64::from(params.scale));
-    let target = |i: usize| values[i] / scales[i] + f64::from(params[i].zero_point);
-    let codes = nudge(pair, [target(0), target(1)], scales.map(|scale| scale * scale));
-    let error = |i: usize, code: i32| values[i] - f64::from(code - params[i].zero_point) * scales[i];
-    let mut change = Change { codes, changed: 0, extra_error: 0.0, max_error: 0.0 };
-    for i in (0..2).filter(|i| codes[*i] != pair[*i]) {
-        let (before, after) = (error(i, pair[i]), error(i, codes[i]));
-        change.changed += 1;
-        change.extra_error += after * after - before * before;
-        change.max_error = change.max_error.max(after.abs());
-    }
-    change
 }
 
 fn least_common_multiple(a: usize, b: usize) -> usize {
@@ -457,7 +452,8 @@ mod tests {
             let nudging = check(pairings.clone(), true);
             let found = nudging.apply(0..60, &values, &mut codes, |_| params, &mut errors);
             let differing = codes.iter().zip(&stored).filter(|(a, b)| a != b).count() as u64;
-            assert!(found.changed >= differing && differing > 0);
+            assert_eq!((found.possible, found.within_range, found.changed), (counted.possible, counted.within_range, differing));
+            assert!(differing > 0);
             let exact = ErrorSums::exact(&values, &codes, true, params);
             assert!((errors.error - exact.error).abs() < 1e-9 * exact.error);
             assert!((before.error + found.extra_error - exact.error).abs() < 1e-9 * exact.error);

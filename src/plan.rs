@@ -1,6 +1,7 @@
 //! CHOOSE: what becomes of every tensor, and why, before any value is read.
 
 mod check;
+pub(crate) mod saturation;
 
 pub(crate) use check::{declare, matches};
 
@@ -18,10 +19,11 @@ use crate::qat::TRAINED;
 use crate::quant::granularity::GroupLayout;
 use crate::quant::kernel::Arithmetic;
 use crate::quant::params::{ParamRule, Params};
+use crate::quant::saturation::{PairCheck, REDUCED, Saturation};
 use crate::quant::scheme::{CodeType, Granularity, Grid};
 use crate::recipe::{Mode, Recipe, Weights};
 use crate::tensor::Dtype;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// How one tensor is quantized.
@@ -111,6 +113,10 @@ pub struct Plan {
     pub(crate) activation_codes: CodeType,
     /// Whether their zero points are in the middle of the codes.
     pub(crate) symmetric_activations: bool,
+    /// The pairs that are checked of weights of an ONNX model, by tensor.
+    pub(crate) pairs: BTreeMap<usize, PairCheck>,
+    /// What is done about them.
+    pub(crate) saturation: Saturation,
 }
 
 impl Plan {
@@ -134,8 +140,13 @@ impl Plan {
             values: QuantizedValues::default(),
             activation_codes: recipe.activations.dtype,
             symmetric_activations: recipe.activations.symmetric,
+            pairs: BTreeMap::new(),
+            saturation: recipe.saturation.unwrap_or(Saturation::Report),
         };
         plan.choose_modes(model, recipe.mode);
+        if plan.saturation == Saturation::SevenBit {
+            plan.reduce_ranges(model);
+        }
         Ok(plan)
     }
 
@@ -162,6 +173,18 @@ impl Plan {
         }
         if let Some(graph) = &onnx.file.proto.graph {
             self.values = activations::find(onnx, &self.layers, &GraphIndex::new(graph));
+        }
+    }
+
+    /// Gives int8 weights that are multiplied in integers codes of 7 bits.
+    fn reduce_ranges(&mut self, model: &Model) {
+        let Some(onnx) = model.onnx() else { return };
+        for (number, layer) in onnx.weights.layers.iter().enumerate() {
+            let tensor = onnx.tensor(&layer.weight).filter(|tensor| saturation::multiplies_in_pairs(self, number, *tensor));
+            if let Some(Decision::Quantize(scheme)) = tensor.map(|tensor| &mut self.decisions[tensor]) {
+                scheme.rule.grid = REDUCED;
+                scheme.clip = REDUCED;
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 
 use crate::error::Error;
 use crate::method::look_up;
+use crate::quant::saturation::Saturation;
 use crate::quant::scheme::{CodeType, Convention};
 use crate::recipe::Recipe;
 
@@ -24,7 +25,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "ort-cpu",
         summary: "ONNX Runtime on processors with VNNI, AMX or dot products: uint8 activations, int8 weights",
-        apply: |recipe| recipe.settings.convention = Some(Convention::Ort),
+        apply: |recipe| {
+            recipe.settings.convention = Some(Convention::Ort);
+            recipe.saturation = Some(Saturation::Ignore);
+        },
         refuses: |_| None,
     },
     // Products of uint8 and int8 are added in pairs of 16 bits there, and saturate; those of uint8 and uint8 are not.
@@ -36,6 +40,8 @@ pub const TARGETS: &[Target] = &[
             recipe.settings.weights = CodeType::Uint8;
             // The codes of int8, moved up by 128.
             recipe.settings.narrow_range = true;
+            // Where int8 is asked for all the same: of weights of few large pairs, nudging loses less, of most others more.
+            recipe.saturation = Some(Saturation::SevenBit);
         },
         refuses: |_| None,
     },
@@ -46,6 +52,7 @@ pub const TARGETS: &[Target] = &[
             recipe.settings.convention = Some(Convention::Ort);
             recipe.activations.dtype = CodeType::Int8;
             recipe.activations.symmetric = true;
+            recipe.saturation = Some(Saturation::Ignore);
         },
         refuses: |recipe| {
             let is_symmetric = recipe.settings.symmetric && recipe.activations.symmetric;
@@ -56,7 +63,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "vllm",
         summary: "vLLM and compressed-tensors",
-        apply: |recipe| recipe.settings.convention = Some(Convention::CompressedTensors),
+        apply: |recipe| {
+            recipe.settings.convention = Some(Convention::CompressedTensors);
+            recipe.saturation = Some(Saturation::Ignore);
+        },
         refuses: |_| None,
     },
 ];

@@ -8,6 +8,7 @@ use crate::quant::granularity::GroupLayout;
 use crate::quant::kernel;
 use crate::quant::metrics::ErrorSums;
 use crate::quant::params::Params;
+use crate::quant::saturation::{PairCheck, SaturationSums};
 use crate::stream;
 use std::ops::Range;
 use std::sync::Arc;
@@ -45,6 +46,7 @@ pub(crate) struct Solved {
     pub(crate) codes: Vec<u8>,
     pub(crate) sums: ErrorSums,
     pub(crate) gain: Gain,
+    pub(crate) saturation: SaturationSums,
 }
 
 /// What an algorithm gained over the nearest codes with the same parameters, on the samples.
@@ -66,6 +68,8 @@ pub(crate) struct Problem<'a> {
     view: View,
     inputs: &'a [Arc<Prepared>],
     context: Context,
+    /// Pairs that are checked when codes were chosen.
+    pairs: Option<&'a PairCheck>,
     /// `[rows, features]`.
     matrix: Vec<f32>,
     /// Features that share a scale, and groups of them in a row.
@@ -85,7 +89,13 @@ impl<'a> Problem<'a> {
         } else {
             (0..view.rows).flat_map(|row| (0..view.features).map(move |feature| values[view.element(row, feature)])).collect()
         };
-        Problem { scheme, values, view, inputs, context, matrix, group, groups, places: (0..view.rows).flat_map(of_row).collect() }
+        let places = (0..view.rows).flat_map(of_row).collect();
+        Problem { scheme, values, view, inputs, context, pairs: None, matrix, group, groups, places }
+    }
+
+    /// The same with pairs that are checked, if there are any.
+    pub(crate) fn with_pairs(self, pairs: Option<&'a PairCheck>) -> Self {
+        Problem { pairs, ..self }
     }
 
     /// The rows that share inputs.
@@ -123,7 +133,7 @@ impl<'a> Problem<'a> {
 
     /// Codes with these parameters.
     pub(crate) fn round(&self, params: Vec<Params>) -> Solved {
-        let Problem { scheme, values, view, inputs, context, group, groups, .. } = *self;
+        let Problem { scheme, values, view, inputs, context, .. } = *self;
         let layout = &scheme.layout;
         let mut codes = vec![0; values.len()];
         layout.for_each_run(0..values.len(), |group, run| {
@@ -135,22 +145,11 @@ impl<'a> Problem<'a> {
         for (number, prepared) in inputs.iter().enumerate() {
             let Some(rounding) = &prepared.rounding else { continue };
             let rows = self.rows(number);
-            let layer = Layer {
-                weights: self.weights(&rows),
-                features: view.features,
-                group,
-                params: &by_row[rows.start * groups..rows.end * groups],
-                clip: scheme.clip,
-            };
+            let layer = self.layer(&rows, &by_row);
             let positions = rounding.factor().positions();
             let tiles = stream::map(rows.len().div_ceil(LANES), context.threads, |number| {
                 let tile = Tile::new(&layer, number * LANES, rounding.factor());
-                let row = |r: usize| rows.start + tile.first + if r < tile.count { r } else { 0 };
-                let stored = |r: usize, feature: usize| {
-                    let code = codes[view.element(row(r), feature)];
-                    if signed { i32::from(code as i8) } else { i32::from(code) }
-                };
-                let nearest: Codes = positions.iter().map(|feature| std::array::from_fn(|r| stored(r, *feature))).collect();
+                let nearest = self.codes_of(&tile, rows.start, &codes, positions);
                 let found = rounding.round(&tile);
                 let before = tile.objective(&nearest, rounding.factor());
                 let after = tile.objective(&found, rounding.factor());
@@ -170,11 +169,54 @@ impl<'a> Problem<'a> {
                 }
             }
         }
+        let params_of = |element: usize| params[layout.group_of(element)];
+        let check = |check: &PairCheck| check.apply(0..values.len(), values, &mut codes, params_of, &mut ErrorSums::default());
+        let saturation = self.pairs.map(check).unwrap_or_default();
+        if saturation.changed > 0 {
+            gain.chosen = self.objective(&codes, &by_row);
+        }
         let mut sums = ErrorSums::default();
         layout.for_each_run(0..values.len(), |group, run| {
             sums.merge(&ErrorSums::exact(&values[run.clone()], &codes[run], signed, params[group]));
         });
-        Solved { params, codes, sums, gain }
+        Solved { params, codes, sums, gain, saturation }
+    }
+
+    /// Rows as algorithms take them, with the parameters of all groups row by row.
+    fn layer<'p>(&'p self, rows: &Range<usize>, by_row: &'p [Params]) -> Layer<'p> {
+        Layer {
+            weights: self.weights(rows),
+            features: self.view.features,
+            group: self.group,
+            params: &by_row[rows.start * self.groups..rows.end * self.groups],
+            clip: self.scheme.clip,
+        }
+    }
+
+    /// The codes of a tile of the rows from `first` on, by position.
+    fn codes_of(&self, tile: &Tile, first: usize, codes: &[u8], positions: &[usize]) -> Codes {
+        let row = |r: usize| first + tile.first + if r < tile.count { r } else { 0 };
+        let stored = |r: usize, feature: usize| {
+            let code = codes[self.view.element(row(r), feature)];
+            if self.scheme.codes.is_signed() { i32::from(code as i8) } else { i32::from(code) }
+        };
+        positions.iter().map(|feature| std::array::from_fn(|r| stored(r, *feature))).collect()
+    }
+
+    /// The objective of these codes, of all rows that have one.
+    fn objective(&self, codes: &[u8], by_row: &[Params]) -> f64 {
+        let of_inputs = |(number, prepared): (usize, &Arc<Prepared>)| {
+            let Some(rounding) = &prepared.rounding else { return 0.0 };
+            let (rows, factor) = (self.rows(number), rounding.factor());
+            let layer = self.layer(&rows, by_row);
+            let tiles = stream::map(rows.len().div_ceil(LANES), self.context.threads, |number| {
+                let tile = Tile::new(&layer, number * LANES, factor);
+                let objective = tile.objective(&self.codes_of(&tile, rows.start, codes, factor.positions()), factor);
+                objective[..tile.count].iter().sum::<f64>()
+            });
+            tiles.into_iter().sum::<f64>()
+        };
+        self.inputs.iter().enumerate().map(of_inputs).sum()
     }
 }
 

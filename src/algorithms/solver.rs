@@ -98,7 +98,8 @@ impl<'a> Solver<'a> {
         let mut scratch = Vec::new();
         let elements = self.model.tensors()[tensor].info.elements();
         let values = self.model.values(tensor, 0..elements, &mut scratch);
-        work(&Problem::new(values, layer.view, scheme, &prepared, self.context))
+        let problem = Problem::new(values, layer.view, scheme, &prepared, self.context);
+        work(&problem.with_pairs(self.plan.pairs.get(&tensor)))
     }
 
     fn prepared(&self, recent: &mut Recent, name: &str, tensor: usize) -> Result<Arc<Prepared>> {

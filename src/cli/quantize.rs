@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use qtool::method::Method;
 use qtool::outputs::{OUTPUTS, Output, recorded_run};
 use qtool::pipeline::{CalibrationRequest, Destination, HashSource, Prepared, Request};
+use qtool::quant::saturation::{SATURATIONS, Saturation};
 use qtool::quant::scheme::{CodeType, Convention, Granularity};
 use qtool::recipe::presets::{PRESETS, Preset};
 use qtool::recipe::{MODES, Mode, Pattern, Recipe};
@@ -91,6 +92,10 @@ pub(super) struct Arguments {
     /// What computes with the result; sets types and conventions that suit it and were not asked for [default: any]
     #[arg(long, value_parser = target_names())]
     target: Option<String>,
+    /// Pairs of int8 weights of an ONNX model whose products with uint8 activations could saturate on x86 processors without VNNI:
+    /// ignored, counted, changed as little as it takes, or avoided by codes of 7 bits [default: report; ignore or 7bit by target]
+    #[arg(long, value_name = "HOW", value_parser = saturation_names())]
+    saturation: Option<String>,
     /// Zero points in the middle of the codes, of weights and activations
     #[arg(long, overrides_with = "asymmetric")]
     symmetric: bool,
@@ -207,6 +212,10 @@ fn target_names() -> clap::builder::PossibleValuesParser {
     )
 }
 
+fn saturation_names() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(SATURATIONS.iter().map(|entry| entry.1))
+}
+
 fn scheme_names() -> clap::builder::PossibleValuesParser {
     clap::builder::PossibleValuesParser::new(
         PRESETS
@@ -267,6 +276,8 @@ impl Arguments {
         recipe.transforms.extend(self.transform.iter().cloned());
         recipe.min_elements = self.min_elements.unwrap_or(recipe.min_elements);
         recipe.min_sqnr = self.min_sqnr.or(recipe.min_sqnr);
+        let saturation: Option<Saturation> = self.saturation.as_deref().map(str::parse).transpose()?;
+        recipe.saturation = saturation.or(recipe.saturation);
         recipe.allow_non_finite |= self.allow_non_finite;
         recipe.ignore_qat |= self.ignore_qat;
         recipe.include.extend(self.include.iter().cloned());

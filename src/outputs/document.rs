@@ -7,6 +7,7 @@ use crate::error::{Error, Result, show_path};
 use crate::formats::mmap::MappedFile;
 use crate::method::Method;
 use crate::quant::metrics::Metrics;
+use crate::quant::saturation::Saturation;
 use crate::quant::scheme::{CodeType, Convention};
 use crate::recipe::Recipe;
 use serde::{Deserialize, Serialize};
@@ -146,6 +147,9 @@ pub struct TensorRecord {
     pub qmin: i32,
     /// How values were rounded to codes.
     pub rounding: String,
+    /// Of pairs of int8 weights that are multiplied with uint8 activations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saturation: Option<SaturationRecord>,
     /// Scales, one a group in order, or the tensor that holds them.
     pub scale: Values<f32>,
     /// `symmetric` or `asymmetric`.
@@ -156,6 +160,44 @@ pub struct TensorRecord {
     pub source_dtype: String,
     /// Zero points, one a group in order, or the tensor that holds them; a single 0 stands for all.
     pub zero_point: Values<i32>,
+}
+
+/// What was found of pairs of weights whose products are added in 16 bits by processors without VNNI, and what was done about them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SaturationRecord {
+    /// Codes that were changed.
+    pub changed: u64,
+    /// What that added to the sum of squared errors, in squared real units.
+    pub extra_squared_error: f64,
+    /// Smallest and largest activation code on the samples, as unsigned bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_codes: Option<[i32; 2]>,
+    /// Pairs in all.
+    pub pairs: u64,
+    /// Of these, pairs that could saturate with some activation codes, before codes were changed.
+    pub possible: u64,
+    /// What was counted on samples, before codes were changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<SaturatedSums>,
+    /// Signal to noise in dB before codes were changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sqnr_db_before: Option<f64>,
+    /// What was asked for.
+    pub treatment: Saturation,
+    /// Pairs that could saturate with activation codes from `observed_codes`, before codes were changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within_observed: Option<u64>,
+}
+
+/// Sums of pairs of products on samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SaturatedSums {
+    /// Those that saturate.
+    pub saturated: u64,
+    /// Those that were looked at.
+    pub sums: u64,
 }
 
 /// Numbers in the document, or the name of the tensor that holds them.

@@ -1,11 +1,15 @@
 //! Writes the small files of an output, and the records of all its files and tensors that make up the sidecar.
 
-use super::document::{self, ActivationRecord, CalibrationRecord, Document, FileRecord, OutputRecord, SourceRecord, TensorRecord, Values};
+use super::document::{
+    self, ActivationRecord, CalibrationRecord, Document, FileRecord, OutputRecord, SaturatedSums, SaturationRecord, SourceRecord,
+    TensorRecord, Values,
+};
 use super::{FileKind, FileLayout, Output};
 use crate::error::{Error, Result};
 use crate::formats::{self, mmap::MappedFile};
 use crate::model::{Model, SourceFile};
 use crate::plan::{Decision, Plan, TensorScheme};
+use crate::quant::metrics::ErrorSums;
 use crate::quant::scheme::Granularity;
 use crate::recipe::Recipe;
 use crate::stream::quantize::Outcome;
@@ -97,7 +101,10 @@ pub(crate) fn document(model: &Model, plan: &Plan, outcomes: &BTreeMap<usize, Ou
                 kept.insert(info.name.clone(), reason.clone());
             }
             Decision::Quantize(scheme) => {
-                tensors.insert(info.name.clone(), tensor_record(info, scheme, &outcomes[&tensor], run.form.parameter_suffixes()));
+                let outcome = &outcomes[&tensor];
+                let record = tensor_record(info, scheme, outcome, run.form.parameter_suffixes());
+                let saturation = saturation(model, plan, tensor, outcome);
+                tensors.insert(info.name.clone(), TensorRecord { saturation, ..record });
             }
         }
     }
@@ -146,10 +153,29 @@ fn tensor_record(info: &TensorInfo, scheme: &TensorScheme, outcome: &Outcome, su
         qmax: scheme.clip.qmax,
         qmin: scheme.clip.qmin,
         rounding: scheme.rounding.method().to_string(),
+        saturation: None,
         scale,
         scheme: if scheme.rule.symmetric { "symmetric" } else { "asymmetric" }.to_owned(),
         shape: info.shape.clone(),
         source_dtype: info.dtype.name().to_owned(),
         zero_point,
     }
+}
+
+/// What was found of a tensor's pairs of weights, if they were checked.
+pub(crate) fn saturation(model: &Model, plan: &Plan, tensor: usize, outcome: &Outcome) -> Option<SaturationRecord> {
+    let check = plan.pairs.get(&tensor)?;
+    let found = outcome.saturation;
+    let before = ErrorSums { error: outcome.sums.error - found.extra_error, ..outcome.sums };
+    Some(SaturationRecord {
+        changed: found.changed,
+        extra_squared_error: found.extra_error,
+        observed_codes: check.observed,
+        pairs: check.count(model.tensors()[tensor].info.elements()),
+        possible: found.possible,
+        samples: check.on_samples.map(|[saturated, sums]| SaturatedSums { saturated, sums }),
+        sqnr_db_before: before.metrics().sqnr_db.filter(|_| found.changed > 0),
+        treatment: plan.saturation,
+        within_observed: check.observed.map(|_| found.within_range),
+    })
 }

@@ -189,10 +189,10 @@ pub(super) fn channels(
 }
 
 /// Inputs that are made of one value.
-struct Source {
+pub(super) struct Source {
     kind: Kind,
     /// Of each group of channels.
-    names: Vec<String>,
+    pub(super) names: Vec<String>,
     features: usize,
 }
 
@@ -203,7 +203,7 @@ impl Source {
 }
 
 /// Layers that can be solved, and what their inputs are made of, by value.
-fn find(
+pub(super) fn find(
     model: &Model,
     onnx: &OnnxModel,
     wanted: &BTreeSet<usize>,
@@ -267,22 +267,30 @@ fn describe<'m>(onnx: &'m OnnxModel, layer: &weights::Layer, shape: &[usize], fe
 }
 
 /// A pass over the samples.
-struct Run<'a> {
-    model: &'a Model,
-    onnx: &'a OnnxModel,
-    calibration: &'a CalibrationRequest,
-    detail: Detail,
-    threads: usize,
-    progress: &'a dyn Progress,
+pub(super) struct Run<'a> {
+    pub(super) model: &'a Model,
+    pub(super) onnx: &'a OnnxModel,
+    pub(super) calibration: &'a CalibrationRequest,
+    pub(super) detail: Detail,
+    pub(super) threads: usize,
+    pub(super) progress: &'a dyn Progress,
 }
+
+/// Inputs of a group of channels, made of the value of one sample.
+pub(super) struct Input<'a> {
+    pub(super) name: &'a str,
+    /// `[rows, features]`.
+    pub(super) rows: &'a [f32],
+    pub(super) features: usize,
+}
+
+/// Takes inputs, all of the value that they are made of, and the number of samples.
+type Each<'a> = &'a (dyn Fn(Input<'_>, &[f32], usize) -> std::result::Result<(), String> + Sync);
 
 impl Run<'_> {
     /// Statistics of inputs, by name.
     fn stats(&self, sources: &BTreeMap<String, Vec<Source>>) -> Result<BTreeMap<String, InputStats>> {
-        let Run { model, onnx, calibration, detail, threads, progress } = *self;
-        let samples = Samples::open(&calibration.samples, &onnx::inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
-        let engine = engine::load_model(calibration.engine, model.path(), onnx.file.proto.clone(), &engine::Options::default())?;
-        let values: Vec<String> = sources.keys().cloned().collect();
+        let Run { model, detail, .. } = *self;
         if let Some((limit, source)) = sources.values().flatten().find_map(|s| Some((InputStats::too_many(s.features, detail)?, s))) {
             let what = format!("features of value {}, for methods that look at their products", show_name(&source.names[0]));
             return Err(Error::Limit { file: model.path().to_owned(), what, limit, found: source.features as u64 });
@@ -292,6 +300,22 @@ impl Run<'_> {
         };
         let stats: BTreeMap<String, Mutex<InputStats>> = sources.values().flatten().flat_map(new).collect();
         let lock = "no thread panics while it holds this lock";
+        self.for_each(sources, &|input, _, _| {
+            stats[input.name].lock().expect(lock).observe(input.rows, 1).map_err(|refusal| refusal.to_string())
+        })?;
+        Ok(stats.into_iter().map(|(name, stats)| (name, stats.into_inner().expect(lock))).collect())
+    }
+
+    /// Runs the samples, on several threads, and hands over what inputs are made of.
+    ///
+    /// # Errors
+    ///
+    /// As [`observe`]; [`Error::Malformed`] with what `each` says.
+    pub(super) fn for_each(&self, sources: &BTreeMap<String, Vec<Source>>, each: Each<'_>) -> Result<()> {
+        let Run { model, onnx, calibration, threads, progress, .. } = *self;
+        let samples = Samples::open(&calibration.samples, &onnx::inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
+        let engine = engine::load_model(calibration.engine, model.path(), onnx.file.proto.clone(), &engine::Options::default())?;
+        let values: Vec<String> = sources.keys().cloned().collect();
         progress.begin_samples(samples.len() as u64);
         let done = stream::map(samples.len(), threads, |index| -> Result<()> {
             let sample = samples.load(index)?;
@@ -307,7 +331,8 @@ impl Run<'_> {
                         if !rows.len().is_multiple_of(source.features) {
                             return Err(wrong(format!("expected rows of {} features, found {:?}", source.features, array.shape)));
                         }
-                        stats[name].lock().expect(lock).observe(rows, 1).map_err(|refusal| wrong(refusal.to_string()))?;
+                        let input = Input { name, rows, features: source.features };
+                        each(input, array.floats().unwrap_or_default(), samples.len()).map_err(wrong)?;
                     }
                 }
                 Ok(())
@@ -315,7 +340,6 @@ impl Run<'_> {
             progress.advance(1);
             Ok(())
         });
-        done.into_iter().collect::<Result<()>>()?;
-        Ok(stats.into_iter().map(|(name, stats)| (name, stats.into_inner().expect(lock))).collect())
+        done.into_iter().collect()
     }
 }

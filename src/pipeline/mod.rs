@@ -7,6 +7,7 @@ mod checkpoint;
 mod details;
 mod layer_inputs;
 mod onnx;
+mod saturated;
 mod transforms;
 
 use crate::algorithms::solver::{Layer, Solver};
@@ -14,6 +15,7 @@ use crate::algorithms::transforms::{Calibrated, apply, bias_correction, check};
 use crate::algorithms::{Context, NEAREST};
 use crate::calibration::inputs::LayerInputs;
 use crate::calibration::ranges::{self, Ranges};
+use crate::calibration::stats::ActivationStats;
 use crate::calibration::tables::RangeTable;
 use crate::error::{Error, Result, show_path};
 use crate::formats::{self, ReadOptions};
@@ -27,6 +29,7 @@ use crate::outputs::target::Target;
 use crate::outputs::{OUTPUTS, Output, OutputLayout, fake_quant, record};
 use crate::plan::{self, Decision, Plan};
 use crate::qat::{self, Trained};
+use crate::quant::saturation::{PairCheck, Saturation};
 use crate::recipe::{MODES, Mode, Recipe};
 use crate::report::{Details, QuantizeReport, html};
 use crate::sensitivity::cost;
@@ -35,6 +38,7 @@ use crate::stream::{self, Progress, observe};
 use crate::tensor::Dtype;
 use details::Written;
 use layer_inputs::Observed;
+use saturated::Counting;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -269,6 +273,7 @@ impl Prepared {
                 }
             }
             onnx::leave_room_for_biases(model, plan, &chosen.activations, &mut chosen.weights);
+            self.plan.pairs = self.find_pairs(&chosen, &observed, progress)?;
             self.correct_biases(&mut chosen, progress)?;
             self.layout = self.form.lay_out(&self.model, &self.plan, &chosen, &self.target.name())?;
         }
@@ -343,6 +348,24 @@ impl Prepared {
             None => None,
         };
         Ok(QuantizeReport { integer_share, findings, notes, details, ..report })
+    }
+
+    /// The pairs of weights that could saturate, with what was counted of them on samples, if that was asked for.
+    fn find_pairs(
+        &self,
+        chosen: &Chosen,
+        observed: &BTreeMap<String, ActivationStats>,
+        progress: &dyn Progress,
+    ) -> Result<BTreeMap<usize, PairCheck>> {
+        let Prepared { request, form, model, plan, .. } = self;
+        let codes = onnx::ObservedCodes { model, plan, activations: &chosen.activations, observed };
+        let mut pairs = plan::saturation::find(model, plan, form.name() == onnx::QOPERATOR, &|layer| codes.of(layer));
+        let is_asked_for = matches!(request.recipe.saturation, Some(Saturation::Report | Saturation::Nudge));
+        if is_asked_for && !request.calibration.samples.is_empty() {
+            let (solver, calibration, threads) = (self.solver(), &request.calibration, self.threads());
+            Counting { model, plan, chosen, solver: solver.as_ref(), calibration, threads, progress }.count(&mut pairs)?;
+        }
+        Ok(pairs)
     }
 
     /// Puts the mean errors of outputs of an ONNX model's layers into their biases, if that was asked for.

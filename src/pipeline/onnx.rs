@@ -6,7 +6,7 @@ use crate::calibration::engine::{self, EngineChoice};
 use crate::calibration::observe::{Watch, observe as observe_samples};
 use crate::calibration::ranges::{Choice, Ranges};
 use crate::calibration::samples::{InputSpec, SampleLimits, Samples};
-use crate::calibration::stats::{self, ModelIdentity, Statistics};
+use crate::calibration::stats::{self, ActivationStats, ModelIdentity, Statistics};
 use crate::calibration::tables::RangeTable;
 use crate::error::{Error, Result};
 use crate::formats::onnx::proto::{NodeProto, TensorProto};
@@ -18,7 +18,7 @@ use crate::graph::index::GraphIndex;
 use crate::graph::names::Names;
 use crate::graph::onnx_model::{OnnxModel, into_model};
 use crate::graph::prepare::{PrepareOptions, prepare};
-use crate::graph::scopes::scopes;
+use crate::graph::scopes::{TOP, scopes};
 use crate::graph::version::raise_opset;
 use crate::graph::weights::Layer;
 use crate::model::Model;
@@ -30,7 +30,7 @@ use crate::outputs::onnx::static_qdq::weight_scale_for_bias;
 use crate::plan::{LayerMode, Plan};
 use crate::qat;
 use crate::quant::params::{Params, Range};
-use crate::quant::scheme::Granularity;
+use crate::quant::scheme::{Granularity, Grid};
 use crate::recipe::{Mode, Recipe, Weights};
 use crate::sensitivity::{self, DEFAULT_MIN_SQNR_DB, Findings, Search, Setup, cost};
 use crate::stream::{Progress, observe};
@@ -305,6 +305,32 @@ pub(super) fn search(
     Ok(Some((Recipe { min_sqnr: Some(0.0), ..recipe }, findings)))
 }
 
+/// Codes of activations that were observed.
+pub(super) struct ObservedCodes<'a> {
+    pub(super) model: &'a Model,
+    pub(super) plan: &'a Plan,
+    pub(super) activations: &'a BTreeMap<String, Params>,
+    pub(super) observed: &'a BTreeMap<String, ActivationStats>,
+}
+
+impl ObservedCodes<'_> {
+    /// The smallest and the largest that a layer takes, as unsigned bytes, if they have known parameters and were observed.
+    pub(super) fn of(&self, layer: &Layer) -> Option<[i32; 2]> {
+        let ObservedCodes { model, plan, activations, observed } = *self;
+        let node = model.onnx().filter(|_| layer.scope == TOP)?.node(layer);
+        let value = node.input(0)?;
+        let (params, Range { min, max }) = (activations.get(value)?, observed.get(value)?.extent());
+        let Grid { qmin, qmax } = plan.activation_codes.grid();
+        // What a convolution pads with is 0.
+        let (min, max) = if layer.op == "Conv" { (min.min(0.0), max.max(0.0)) } else { (min, max) };
+        let code = |value: f32| {
+            let code = f64::from((value / params.scale).round_ties_even()) + f64::from(params.zero_point);
+            code.clamp(f64::from(qmin), f64::from(qmax)) as i32 - qmin
+        };
+        Some([code(min), code(max)])
+    }
+}
+
 /// Raises weight scales where a bias, whose scale is that of the product, would not fit 32 bits; trained ones stay.
 pub(super) fn leave_room_for_biases(model: &Model, plan: &Plan, activations: &BTreeMap<String, Params>, weights: &mut ParamsOf) {
     let Some(onnx) = model.onnx() else { return };
@@ -358,4 +384,4 @@ pub(super) fn check_codes(recipe: &Recipe, form: &dyn Output) -> Result<()> {
 }
 
 /// The form whose operators take codes of 8 bits only.
-const QOPERATOR: &str = "qoperator";
+pub(super) const QOPERATOR: &str = "qoperator";

@@ -17,7 +17,9 @@ use crate::model::Model;
 use crate::outputs::onnx::rewrite::ParamsOf;
 use crate::plan::{LayerMode, Plan, TensorScheme};
 use crate::quant::kernel;
+use crate::quant::metrics::ErrorSums;
 use crate::quant::params::Params;
+use crate::quant::saturation::PairCheck;
 use crate::recipe::Recipe;
 use crate::stream::Progress;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -135,7 +137,7 @@ pub(super) fn correct_biases(
         let values = model.values(tensor, 0..model.tensors()[tensor].info.elements(), &mut scratch);
         let codes = match solver.filter(|solver| solver.is_for(tensor)) {
             Some(solver) => solver.solve(tensor, Some(params))?.codes,
-            None => nearest(values, params, scheme),
+            None => nearest(values, params, scheme, plan.pairs.get(&tensor)),
         };
         let inputs: Vec<Vec<f64>> = known.inputs.iter().map(|input| means.stats[input].means()).collect();
         let corrections = Quantized { values, codes: &codes, params, scheme }.corrections(known.view, &inputs);
@@ -157,10 +159,15 @@ pub(super) fn in_layers(model: &Model, plan: &Plan) -> BTreeSet<usize> {
     tensors.filter(|tensor| plan.scheme(*tensor).is_some()).collect()
 }
 
-fn nearest(values: &[f32], params: &[Params], scheme: &TensorScheme) -> Vec<u8> {
+/// The nearest codes of all values, with pairs changed if there are some to check.
+pub(super) fn nearest(values: &[f32], params: &[Params], scheme: &TensorScheme, pairs: Option<&PairCheck>) -> Vec<u8> {
     let mut codes = vec![0; values.len()];
     scheme.layout.for_each_run(0..values.len(), |group, run| {
         kernel::quantize(&values[run.clone()], params[group], scheme.arithmetic, scheme.clip, &mut codes[run]);
     });
+    if let Some(pairs) = pairs {
+        let params_of = |element: usize| params[scheme.layout.group_of(element)];
+        pairs.apply(0..values.len(), values, &mut codes, params_of, &mut ErrorSums::default());
+    }
     codes
 }

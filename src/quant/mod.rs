@@ -7,11 +7,13 @@
 //!
 //! [`scheme`] names what can be asked for, [`params`] chooses scale and zero point as the reference
 //! implementations do, [`granularity`] says which values share them, [`kernel`] computes codes, [`metrics`]
-//! measures what was lost, and [`packing`] stores codes of four bits.
+//! measures what was lost, [`packing`] stores codes of four bits, and [`saturation`] keeps pairs of codes within what
+//! kernels of processors without VNNI add.
 
 pub mod granularity;
 pub mod kernel;
 pub mod metrics;
 pub mod packing;
 pub mod params;
+pub mod saturation;
 pub mod scheme;

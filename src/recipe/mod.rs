@@ -27,6 +27,7 @@ mod shape;
 use crate::error::{Error, Result, show_path};
 use crate::method::Method;
 use crate::observers::custom::Observers;
+use crate::quant::saturation::Saturation;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -78,6 +79,10 @@ pub struct Recipe {
     /// Exceptions, in order.
     #[serde(rename = "rule")]
     pub rules: Vec<Rule>,
+    /// What is done about pairs of int8 weights of an ONNX model whose products could saturate on processors without VNNI. Default:
+    /// they are counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub saturation: Option<Saturation>,
     /// What is done to the float model before, in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub transforms: Vec<Method>,
@@ -100,6 +105,7 @@ impl Default for Recipe {
             min_sqnr: None,
             observers: Observers::default(),
             rules: vec![],
+            saturation: None,
             transforms: vec![],
         }
     }

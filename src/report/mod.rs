@@ -2,11 +2,13 @@
 
 pub mod distribution;
 pub mod html;
+pub mod saturation;
 pub mod terminal;
 
 use crate::algorithms::solve::Gain;
 use crate::model::Model;
-use crate::outputs::document::ActivationRecord;
+use crate::outputs::document::{ActivationRecord, SaturationRecord};
+use crate::outputs::record;
 use crate::outputs::target::Target;
 use crate::plan::{Decision, Plan};
 use crate::quant::metrics::{ErrorSums, Metrics};
@@ -15,6 +17,7 @@ use crate::quant::scheme::CodeType;
 use crate::sensitivity::Findings;
 use crate::stream::quantize::Outcome;
 use distribution::Distribution;
+use saturation::SaturationReport;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -42,6 +45,9 @@ pub struct QuantizeReport {
     /// What else there is to know: how the model was changed before, why nothing was done.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// What was found of pairs of int8 weights that could saturate, where there are such pairs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub saturation: Option<SaturationReport>,
     /// Every tensor, in the model's order.
     pub tensors: Vec<TensorReport>,
     /// Error over all quantized tensors; absent before the run.
@@ -116,6 +122,9 @@ pub enum TensorOutcome {
         /// By how much less the layer's outputs change on the samples than with the nearest codes, in dB of their squared error.
         #[serde(skip_serializing_if = "Option::is_none")]
         output_gain_db: Option<f64>,
+        /// Of pairs of int8 weights that are multiplied with uint8 activations; absent before the run.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        saturation: Option<SaturationRecord>,
         /// What was lost; absent before the run.
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<Metrics>,
@@ -142,6 +151,7 @@ impl QuantizeReport {
                     observer: scheme.observer_method().to_string(),
                     rounding: scheme.rounding.method().to_string(),
                     output_gain_db: None,
+                    saturation: outcomes.get(&tensor).and_then(|outcome| record::saturation(model, plan, tensor, outcome)),
                     error: outcomes.get(&tensor).map(|outcome| outcome.sums.metrics()),
                 },
             };
@@ -154,6 +164,7 @@ impl QuantizeReport {
             findings: None,
             left_behind: model.left_behind().to_vec(),
             notes: Vec::new(),
+            saturation: SaturationReport::new(model, plan, outcomes),
             output: target.output.clone(),
             sidecar: target.sidecar.clone().unwrap_or_default(),
             tensors: plan.decisions.iter().enumerate().map(report).collect(),

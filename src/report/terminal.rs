@@ -1,5 +1,6 @@
 //! Text for people: plans, summaries and tables, readable without colour, every name escaped.
 
+use super::saturation::SaturationReport;
 use super::{QuantizeReport, TensorOutcome, TensorReport};
 use crate::compare::{Comparison, Difference, LayerDifference, OutputComparison, OutputDifference, TensorDifference};
 use crate::error::{escape, show_name, show_path};
@@ -130,6 +131,7 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
     if let Some(found) = &report.findings {
         text += &findings(found);
     }
+    text += &report.saturation.as_ref().map(SaturationReport::text).unwrap_or_default();
     report.notes.iter().for_each(|note| text += &format!("note: {}\n", escape(note)));
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for tensor in &report.tensors {

@@ -16,6 +16,7 @@ use crate::quant::kernel::{self, Arithmetic, ColumnParams, min_max};
 use crate::quant::metrics::ErrorSums;
 use crate::quant::packing::{pack_nibbles, pack_rows_to_words, packed_len};
 use crate::quant::params::Params;
+use crate::quant::saturation::{PairCheck, Pairing, SaturationSums};
 use crate::quant::scheme::Granularity;
 use crate::stream::observe;
 use crate::tensor::{Dtype, encode_f32};
@@ -43,6 +44,9 @@ const COPY: usize = 1 << 20;
 
 /// Most bytes that one thread's buffers take: values converted to f32, codes twice, and gathered channels.
 pub(crate) const LARGEST_PIECE_BYTES: u64 = (LONGEST_LOCAL * (4 + 2) + observe::GATHERED * 4) as u64;
+
+/// The number of the first part of a tensor that is stored transposed.
+const TRANSPOSED: usize = usize::MAX / 2;
 
 enum Work {
     Copy {
@@ -129,6 +133,7 @@ struct TensorState {
 struct Part {
     params: Vec<Params>,
     sums: ErrorSums,
+    saturation: SaturationSums,
     /// How many of scales and zero points were stored as tensors.
     stored: usize,
 }
@@ -141,6 +146,8 @@ pub(crate) struct Outcome {
     /// One a group, in order; empty where a tensor of the output holds them.
     pub params: Vec<Params>,
     pub sums: ErrorSums,
+    /// Of pairs that were checked.
+    pub saturation: SaturationSums,
 }
 
 /// Jobs for one file of an output.
@@ -236,9 +243,14 @@ impl<'a> QuantizeJobs<'a> {
         let QuantizeJobs { states, stored_apart, .. } = self;
         let outcome = |(tensor, state): (usize, TensorState)| {
             let parts = state.parts.into_inner().expect("no job panicked");
-            let mut outcome = Outcome { params: Vec::new(), sums: ErrorSums::default() };
-            for part in parts.into_values() {
+            let mut outcome = Outcome { params: Vec::new(), sums: ErrorSums::default(), saturation: SaturationSums::default() };
+            // Codes that are stored twice have the same pairs.
+            let is_stored_as_is = parts.first_key_value().is_some_and(|(first, _)| *first < TRANSPOSED);
+            for (index, part) in parts {
                 outcome.sums.merge(&part.sums);
+                if is_stored_as_is == (index < TRANSPOSED) {
+                    outcome.saturation.merge(&part.saturation);
+                }
                 outcome.params.extend(part.params);
             }
             if let Some(params) = state.observed.into_inner() {
@@ -294,7 +306,7 @@ impl<'a> QuantizeJobs<'a> {
             Store::Values => element * width,
             Store::Codes | Store::Flipped(_) => packed_len(scheme.codes, element),
         };
-        let step = piece_len(scheme);
+        let step = self.step(tensor);
         let pieces = elements.div_ceil(step);
         for part in 0..pieces {
             let elements = part * step..((part + 1) * step).min(elements);
@@ -302,6 +314,19 @@ impl<'a> QuantizeJobs<'a> {
             self.jobs.push(Job { offset: Some(offset), work: Work::Quantize { tensor, part, elements, store } });
         }
         self.add_state(tensor, pieces);
+    }
+
+    /// The pairs of a tensor that are checked piece by piece.
+    fn pairs(&self, tensor: usize) -> Option<&'a PairCheck> {
+        self.plan.pairs.get(&tensor).filter(|_| self.known.contains_key(&tensor) && !self.is_solved(tensor))
+    }
+
+    /// Elements of each piece but the last: with whole pairs, where they are checked.
+    fn step(&self, tensor: usize) -> usize {
+        match self.pairs(tensor).map(PairCheck::unit) {
+            Some(unit) => unit * (PIECE / unit).max(1),
+            None => piece_len(self.scheme(tensor)),
+        }
     }
 
     fn add_state(&mut self, tensor: usize, pieces: usize) {
@@ -373,7 +398,7 @@ impl<'a> QuantizeJobs<'a> {
         let solver = self.solver.expect("there is one for every tensor that is solved");
         let solved = solver.solve(tensor, self.known.get(&tensor).map(Vec::as_slice))?;
         // The first piece has what is known of all of them.
-        let part = Part { params: solved.params, sums: solved.sums, stored: 0 };
+        let part = Part { params: solved.params, sums: solved.sums, saturation: solved.saturation, stored: 0 };
         state.parts.lock().expect("no job panics while it holds this lock").insert(0, part);
         *state.codes.lock().expect("no job panics while it holds this lock") = Arc::new(solved.codes);
         Ok(())
@@ -420,12 +445,44 @@ impl<'a> QuantizeJobs<'a> {
                 codes[column * rows + row] = *code;
             }
         }
+        if let Some(pairs) = self.pairs(tensor) {
+            part.saturation = self.check_strip(tensor, pairs, [matrix * rows, rows], columns, codes, &mut part.sums);
+        }
         if scheme.codes.bits() == 4 {
             pack_nibbles(codes);
         }
         // Behind those of the same tensor's codes that are not transposed, if there are any.
-        let index = usize::MAX / 2 + matrix * width + columns.start;
+        let index = TRANSPOSED + matrix * width + columns.start;
         self.states[&tensor].parts.lock().expect("no job panics while it holds this lock").insert(index, part);
+    }
+
+    /// Checks the pairs of some columns of a matrix, whose codes are stored column by column.
+    fn check_strip(
+        &self,
+        tensor: usize,
+        pairs: &PairCheck,
+        [first_row, rows]: [usize; 2],
+        columns: &Range<usize>,
+        codes: &mut [u8],
+        errors: &mut ErrorSums,
+    ) -> SaturationSums {
+        let [_, _, width] = matrix_shape(&self.model.tensors()[tensor].info.shape);
+        let (count, params) = (columns.len(), &self.known[&tensor]);
+        let element = |place: usize| (first_row + place / count) * width + columns.start + place % count;
+        let mut scratch = Vec::new();
+        let row = |row: usize| element(row * count)..element(row * count) + count;
+        let values: Vec<f32> = (0..rows).flat_map(|r| self.model.values(tensor, row(r), &mut scratch).to_vec()).collect();
+        let mut by_row: Vec<u8> = (0..rows * count).map(|place| codes[place % count * rows + place / count]).collect();
+        // Pairs lie in a row, whose columns come two by two, or in a column, which is here whole.
+        let pairing = |pairing: &Pairing| match pairing {
+            Pairing::Axis { len, inner: 1, .. } if *len == width => Pairing::along(&[rows, count], 1),
+            _ => Pairing::along(&[rows, count], 0),
+        };
+        let check = PairCheck { pairings: pairs.pairings.iter().map(pairing).collect(), ..pairs.clone() };
+        let params_of = |place: usize| params[self.scheme(tensor).layout.group_of(element(place))];
+        let found = check.apply(0..by_row.len(), &values, &mut by_row, params_of, errors);
+        by_row.iter().enumerate().for_each(|(place, code)| codes[place % count * rows + place / count] = *code);
+        found
     }
 
     fn quantize(&self, tensor: usize, part: usize, elements: Range<usize>, codes: &mut Vec<u8>, scratch: &mut Scratch) -> Result<()> {
@@ -446,8 +503,12 @@ impl<'a> QuantizeJobs<'a> {
                 // Observing failed; its error is the one that is reported.
                 return Ok(());
             };
-            let sums = self.quantize_observed(tensor, scheme, params, state.columns.get(), elements, codes, scratch);
-            Some(Part { sums, ..Part::default() })
+            let mut sums = self.quantize_observed(tensor, scheme, params, state.columns.get(), elements.clone(), codes, scratch);
+            let saturation = self.pairs(tensor).map(|pairs| {
+                let values = self.model.values(tensor, elements.clone(), &mut scratch.values);
+                pairs.apply(elements, values, codes, |element| params[scheme.layout.group_of(element)], &mut sums)
+            });
+            Some(Part { sums, saturation: saturation.unwrap_or_default(), ..Part::default() })
         };
         if let Some(result) = result {
             state.parts.lock().expect("no job panics while it holds this lock").insert(part, result);

@@ -25,6 +25,7 @@ mod ranges;
 mod recipes;
 mod report;
 mod samples;
+mod saturation;
 mod schema;
 mod selection;
 mod stats;

@@ -68,6 +68,7 @@ pub(crate) fn describe(model: &Model) -> Result<Document> {
             qmax: codes.grid().qmax,
             qmin: codes.grid().qmin,
             rounding: Method::new(crate::algorithms::NEAREST).to_string(),
+            saturation: None,
             scale: Values::Tensor { tensor: (*name).to_owned() },
             scheme: if zero_point.is_none() { "symmetric" } else { "asymmetric" }.to_owned(),
             shape,

@@ -1,6 +1,8 @@
 //! Writes the small files of an output, and the records of all its files and tensors that make up the sidecar.
 
-use super::document::{self, ActivationRecord, CalibrationRecord, Document, FileRecord, OutputRecord, SourceRecord, TensorRecord, Values};
+use super::document::{
+    self, ActivationRecord, CalibrationRecord, Document, FileRecord, OutputRecord, RequestRecord, SourceRecord, TensorRecord, Values,
+};
 use super::{FileKind, FileLayout, Output};
 use crate::error::{Error, Result};
 use crate::formats::{self, mmap::MappedFile};
@@ -85,6 +87,7 @@ pub(crate) struct Run<'r> {
     pub outputs: Vec<FileRecord>,
     pub activations: BTreeMap<String, ActivationRecord>,
     pub calibration: Option<CalibrationRecord>,
+    pub request: Option<RequestRecord>,
 }
 
 /// The sidecar of a run.
@@ -109,6 +112,7 @@ pub(crate) fn document(model: &Model, plan: &Plan, outcomes: &BTreeMap<usize, Ou
         output: OutputRecord { files: run.outputs, form: run.form.name().to_owned() },
         qtool_version: env!("CARGO_PKG_VERSION").to_owned(),
         recipe: run.recipe.clone(),
+        request: run.request,
         seed: run.seed,
         source: SourceRecord { files: run.sources },
         tensors,

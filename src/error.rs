@@ -3,6 +3,7 @@
 //! Every message names the file and, where there is one, the tensor, then what was expected and what was
 //! found. Names come from files of strangers, so they are escaped and shortened before they are shown.
 
+use crate::gates::{self, GateRow};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -52,9 +53,17 @@ pub enum Error {
     /// Wrong usage: options that contradict each other, a pattern that matches nothing, an output in the way.
     #[error("{0}")]
     Usage(String),
-    /// A check or a gate did not pass.
+    /// A check did not pass.
     #[error("{0}")]
     Check(String),
+    /// Gates of a run do not hold, so that nothing was written.
+    #[error("{}: {}", show_path(model), gates::summary(rows))]
+    Gates {
+        /// The model that was quantized.
+        model: PathBuf,
+        /// Every gate, those that hold too.
+        rows: Vec<GateRow>,
+    },
     /// The operating system refused an operation.
     #[error("{}: {action}: {source}", show_path(path))]
     Io {
@@ -101,7 +110,7 @@ impl Error {
         match self {
             Error::Malformed { .. } | Error::Tensor { .. } | Error::NonFinite { .. } => 1,
             Error::Usage(_) => 2,
-            Error::Check(_) => 3,
+            Error::Check(_) | Error::Gates { .. } => 3,
             Error::Io { .. } => 4,
             Error::Changed { .. } => 5,
             Error::Limit { .. } => 6,

@@ -59,6 +59,7 @@ pub mod compare;
 pub mod dequantize;
 pub mod error;
 pub mod formats;
+pub mod gates;
 mod graph;
 pub mod inspect;
 pub mod method;

@@ -26,6 +26,23 @@ pub struct Verification {
     pub intact: Vec<String>,
     /// What is wrong, one line a finding; empty if the output is whole.
     pub findings: Vec<String>,
+    /// What each finding is about: a file's name, `sidecar` or `output`.
+    #[serde(skip)]
+    pub about: Vec<String>,
+}
+
+/// What is wrong, and what it is about.
+#[derive(Default)]
+struct Findings {
+    lines: Vec<String>,
+    about: Vec<String>,
+}
+
+impl Findings {
+    fn push(&mut self, about: &str, line: String) {
+        self.about.push(about.to_owned());
+        self.lines.push(line);
+    }
 }
 
 /// Checks the output given as its sidecar, its file of weights or its directory.
@@ -39,31 +56,32 @@ pub fn verify(output: &Path, read: &ReadOptions, progress: &dyn Progress) -> Res
     let document = Document::read(&sidecar)?;
     let dir = staging::parent(&sidecar);
     progress.begin(document.output.files.iter().map(|record| record.bytes).fold(0, u64::saturating_add));
-    let (mut intact, mut findings) = (Vec::new(), Vec::new());
+    let (mut intact, mut findings) = (Vec::new(), Findings::default());
     for record in &document.output.files {
         match check_file(dir, record, progress) {
             Ok(()) => intact.push(record.name.clone()),
-            Err(finding) => findings.push(finding),
+            Err(finding) => findings.push(&record.name, finding),
         }
     }
     let weights = output != sidecar && output.is_file();
     if weights && !document.output.files.iter().any(|record| output.file_name().is_some_and(|name| name == record.name.as_str())) {
-        findings.push(format!("{}: expected to be a file of the sidecar's output, found no record of it", show(output)));
+        findings.push("output", format!("{}: expected to be a file of the sidecar's output, found no record of it", show(output)));
     }
     let recorded: BTreeSet<&str> = document.output.files.iter().map(|record| record.name.as_str()).collect();
     if recorded.len() != document.output.files.len() {
-        findings.push("sidecar: expected one record a file, found several of the same name".to_owned());
+        findings.push("sidecar", "sidecar: expected one record a file, found several of the same name".to_owned());
     }
-    if findings.is_empty() {
+    if findings.lines.is_empty() {
         match open_members(output, dir, &document, read) {
-            Err(error) => findings.push(error.to_string()),
+            Err(error) => findings.push("output", error.to_string()),
             Ok(model) => {
-                let missing = model.files().iter().filter(|file| !recorded.contains(&*file.name()));
-                findings.extend(missing.map(|file| format!("{}: expected a record in the sidecar, found none", show_name(&file.name()))));
+                for file in model.files().iter().filter(|file| !recorded.contains(&*file.name())) {
+                    findings.push(&file.name(), format!("{}: expected a record in the sidecar, found none", show_name(&file.name())));
+                }
             }
         }
     }
-    Ok(Verification { sidecar, intact, findings })
+    Ok(Verification { sidecar, intact, findings: findings.lines, about: findings.about })
 }
 
 /// Reads what was written as its readers will: ONNX models by themselves, checkpoints with their sidecar.

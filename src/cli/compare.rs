@@ -1,11 +1,13 @@
 //! `qtool compare`.
 
 use super::progress::Bar;
+use super::quantize::value;
 use super::{Done, options, print};
 use qtool::calibration::samples::SampleLimits;
-use qtool::compare::{Gates, OutputComparison, OutputRequest, compare, compare_outputs, details};
-use qtool::error::show_name;
+use qtool::compare::{OutputComparison, OutputRequest, compare, compare_outputs, details};
+use qtool::gates::{self, GateRow, Gates, Kind, Limit};
 use qtool::report::distribution::COUNTED;
+use qtool::report::junit::Suite;
 use qtool::report::{html, terminal};
 use std::path::PathBuf;
 
@@ -27,21 +29,14 @@ pub(super) struct Arguments {
     /// Compare values within ONNX models too: with all that came before, and alone
     #[arg(long)]
     layers: bool,
-    /// Least SQNR of every tensor or output, in dB
-    #[arg(long, value_name = "DB", allow_negative_numbers = true, value_parser = options::parse_finite)]
-    min_sqnr: Option<f64>,
-    /// Largest mean squared error of every tensor or output
-    #[arg(long, value_name = "X", value_parser = options::parse_finite)]
-    max_mse: Option<f64>,
-    /// Least cosine of every tensor or output
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = options::parse_finite)]
-    min_cosine: Option<f64>,
-    /// Largest absolute error of every tensor or output
-    #[arg(long, value_name = "X", value_parser = options::parse_finite)]
-    max_abs: Option<f64>,
-    /// Least share of rows of an output whose largest value is in the same place, from 0 to 1
-    #[arg(long, value_name = "X", value_parser = options::parse_finite)]
-    min_top1: Option<f64>,
+    /// Least SQNR in dB: NUMBER of every output of ONNX models, of every tensor of others; PATTERN=NUMBER of what a glob or
+    /// re:REGEX matches, with --layers values within models too; repeatable, the later wins
+    #[arg(long, value_name = "[PATTERN=]DB", allow_negative_numbers = true, value_parser = value::<Limit>)]
+    min_sqnr: Vec<Limit>,
+    #[command(flatten)]
+    gates: options::Gates,
+    #[command(flatten)]
+    junit: options::Junit,
     #[command(flatten)]
     report: options::Report,
     #[command(flatten)]
@@ -53,34 +48,57 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Done {
-    let Arguments { float, quantized, min_sqnr, max_mse, min_cosine, max_abs, min_top1, .. } = arguments;
-    let gates = Gates { min_sqnr: *min_sqnr, max_mse: *max_mse, min_cosine: *min_cosine, max_abs: *max_abs, min_top1: *min_top1 };
-    let read = arguments.read.options();
-    arguments.report.check()?;
-    if qtool::compare::is_onnx(float, &read)? {
-        return run_onnx(arguments, &gates);
+    let Arguments { float, report, junit, .. } = arguments;
+    report.check()?;
+    junit.check(&[report.report.as_ref(), Some(float), Some(&arguments.quantized)])?;
+    let judged = junit.tell(COMMAND, judge(arguments))?;
+    junit.write(|| Suite::of_gates(COMMAND, &judged.rows))?;
+    let failing = gates::failing_count(&judged.rows);
+    match gates::failing(&judged.rows).next() {
+        None => Ok(()),
+        Some(first) => {
+            let Judgement { all, what, .. } = judged;
+            Err(print::check_failed(format!("{failing} of {all} {what} fail the gates, worst {first}")))
+        }
     }
-    if !arguments.samples.is_empty() || arguments.layers || min_top1.is_some() {
+}
+
+/// What the command is called.
+const COMMAND: &str = "compare";
+
+/// What became of the gates, among how many things they are about.
+struct Judgement {
+    rows: Vec<GateRow>,
+    all: usize,
+    what: &'static str,
+}
+
+fn judge(arguments: &Arguments) -> Result<Judgement, print::Failed> {
+    let Arguments { float, quantized, min_sqnr, .. } = arguments;
+    let gates = arguments.gates.with_min_sqnr(min_sqnr);
+    let read = arguments.read.options();
+    if qtool::compare::is_onnx(float, &read)? {
+        return judge_outputs(arguments, &gates);
+    }
+    if !arguments.samples.is_empty() || arguments.layers || !gates.min_top1.is_empty() {
         let message = "--samples, --layers, --min-top1: expected an ONNX model, found another";
         return Err(qtool::Error::Usage(message.into()).into());
     }
     let threads = arguments.threads.count();
     let found = compare(float, quantized, &read, threads)?;
-    let failing = found.failing(&gates);
+    let rows = found.judge(&gates)?;
     arguments.report.write(|command| {
         let worst = found.tensors.iter().filter(|tensor| tensor.difference.sqnr_db.is_some()).take(COUNTED);
         let names: Vec<&str> = worst.map(|tensor| tensor.name.as_str()).collect();
         let details = details(float, quantized, &names, &read, threads)?;
-        Ok(html::comparison([float, quantized], &found, &failing, &details, command))
+        Ok(html::comparison([float, quantized], &found, &rows, &details, command))
     })?;
-    arguments.print.show(&found, || terminal::comparison(&found, &failing))?;
-    match failing.as_slice() {
-        [] => Ok(()),
-        [worst, ..] => Err(check_failed(failing.len(), found.tensors.len(), "tensors", &worst.name)),
-    }
+    let judged = options::Judged { found: &found, gates: &rows };
+    arguments.print.show(&judged, || terminal::comparison(&found, &rows))?;
+    Ok(Judgement { rows, all: found.tensors.len(), what: "tensors" })
 }
 
-fn run_onnx(arguments: &Arguments, gates: &Gates) -> Done {
+fn judge_outputs(arguments: &Arguments, gates: &Gates) -> Result<Judgement, print::Failed> {
     let bar = Bar::new(arguments.print.quiet);
     let request = OutputRequest {
         float: arguments.float.clone(),
@@ -95,22 +113,17 @@ fn run_onnx(arguments: &Arguments, gates: &Gates) -> Done {
     let found = compare_outputs(&request, &bar);
     bar.finish();
     let found: OutputComparison = found?;
-    if gates.min_top1.is_some() && found.outputs.iter().all(|output| output.top1.is_none()) {
-        return Err(qtool::Error::Usage("--min-top1: expected an output of classes, found none".into()).into());
-    }
-    let failing = found.failing(gates);
+    let rows = found.judge(gates)?;
     arguments.report.write(|command| {
         let (float, quantized) = (&arguments.float, &arguments.quantized);
         let details = details(float, quantized, &[], &arguments.read.options(), arguments.threads.count())?;
-        Ok(html::output_comparison([float, quantized], &found, &failing, &details, command))
+        Ok(html::output_comparison([float, quantized], &found, &rows, &details, command))
     })?;
-    arguments.print.show(&found, || terminal::output_comparison(&found, &failing))?;
-    match failing.as_slice() {
-        [] => Ok(()),
-        [first, ..] => Err(check_failed(failing.len(), found.outputs.len(), "outputs", &first.name)),
+    let judged = options::Judged { found: &found, gates: &rows };
+    arguments.print.show(&judged, || terminal::output_comparison(&found, &rows))?;
+    let outputs = found.outputs.len();
+    match found.layers.as_ref().filter(|_| rows.iter().any(|row| row.kind == Kind::Layer)) {
+        Some(layers) => Ok(Judgement { rows, all: outputs + layers.len(), what: "outputs and layers" }),
+        None => Ok(Judgement { rows, all: outputs, what: "outputs" }),
     }
-}
-
-fn check_failed(failing: usize, all: usize, what: &str, worst: &str) -> print::Failed {
-    print::check_failed(format!("{failing} of {all} {what} fail the gates, worst {}", show_name(worst)))
 }

@@ -5,9 +5,11 @@ use clap::{Args, ValueEnum};
 use qtool::calibration::samples::SampleLimits;
 use qtool::error::escape;
 use qtool::formats::ReadOptions;
+use qtool::gates::{GateRow, Limit};
 use qtool::outputs::staging::Durability;
 use qtool::pipeline::CalibrationRequest;
 use qtool::report::html;
+use qtool::report::junit::{self, Suite};
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -94,11 +96,6 @@ impl Threads {
     }
 }
 
-/// A number that things can be compared with: not NaN.
-pub(super) fn parse_finite(text: &str) -> Result<f64, String> {
-    text.parse::<f64>().ok().filter(|number| number.is_finite()).ok_or_else(|| format!("expected a finite number, found {text:?}"))
-}
-
 /// A size such as `64MiB`, `1GiB`, `500MB` or a number of bytes.
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     const UNITS: &[(&str, u64)] = &[
@@ -138,6 +135,79 @@ impl Report {
         let Some(path) = &self.report else { return Ok(()) };
         page(&command_line())?.write(path, self.force, Durability::Fsync)
     }
+}
+
+/// What a comparison must not fall short of, besides SQNR.
+#[derive(Args)]
+pub(super) struct Gates {
+    /// Largest mean squared error; NUMBER or PATTERN=NUMBER as --min-sqnr
+    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = super::quantize::value::<Limit>)]
+    max_mse: Vec<Limit>,
+    /// Least cosine; NUMBER or PATTERN=NUMBER as --min-sqnr
+    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = super::quantize::value::<Limit>)]
+    min_cosine: Vec<Limit>,
+    /// Largest absolute error; NUMBER or PATTERN=NUMBER as --min-sqnr
+    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = super::quantize::value::<Limit>)]
+    max_abs: Vec<Limit>,
+    /// Least share of rows of an output whose largest value is in the same place, from 0 to 1; NUMBER or PATTERN=NUMBER as --min-sqnr
+    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = super::quantize::value::<Limit>)]
+    min_top1: Vec<Limit>,
+}
+
+impl Gates {
+    /// As the library takes them.
+    pub(super) fn with_min_sqnr(&self, min_sqnr: &[Limit]) -> qtool::gates::Gates {
+        qtool::gates::Gates {
+            min_sqnr: min_sqnr.to_vec(),
+            max_mse: self.max_mse.clone(),
+            min_cosine: self.min_cosine.clone(),
+            max_abs: self.max_abs.clone(),
+            min_top1: self.min_top1.clone(),
+        }
+    }
+}
+
+/// A file for CI systems.
+#[derive(Args)]
+pub(super) struct Junit {
+    /// Write what became of each check as JUnit XML, whatever the outcome; an earlier such file is replaced
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+}
+
+impl Junit {
+    /// Makes sure, before the work, that the file can be written, and that it is none of `others`.
+    pub(super) fn check(&self, others: &[Option<&PathBuf>]) -> qtool::Result<()> {
+        let Some(path) = &self.junit else { return Ok(()) };
+        junit::check_free(path)?;
+        let resolved = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        match others.iter().flatten().any(|other| resolved(other) == resolved(path)) {
+            true => Err(qtool::Error::Usage("--junit: expected a file of its own, found that of another option".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// Writes the file, if one was asked for.
+    pub(super) fn write(&self, suite: impl FnOnce() -> Suite) -> qtool::Result<()> {
+        self.junit.as_deref().map_or(Ok(()), |path| suite().write(path))
+    }
+
+    /// Tells of a run that ended before anything was judged; gives its error back.
+    pub(super) fn tell<T>(&self, command: &str, done: Result<T, print::Failed>) -> Result<T, print::Failed> {
+        done.inspect_err(|error| {
+            // The error itself is what is reported.
+            let _ = self.write(|| Suite::of_error(command, &error.to_string()));
+        })
+    }
+}
+
+/// A result together with what became of its gates.
+#[derive(serde::Serialize)]
+pub(super) struct Judged<'a, T> {
+    #[serde(flatten)]
+    pub found: &'a T,
+    #[serde(skip_serializing_if = "<[GateRow]>::is_empty")]
+    pub gates: &'a [GateRow],
 }
 
 /// The command that this program was run with, on one line that can be pasted into a shell.

@@ -1,17 +1,20 @@
 //! `qtool quantize`.
 
-use super::Done;
 use super::options::{self, DurabilityValue, parse_size};
 use super::progress::Bar;
+use super::{Done, print};
 use clap::{Args, ValueEnum};
+use qtool::gates::{GateRow, Limit};
 use qtool::method::Method;
 use qtool::outputs::{OUTPUTS, Output, recorded_run};
+use qtool::pipeline::if_changed::{self, Verdict};
 use qtool::pipeline::{CalibrationRequest, Destination, HashSource, Prepared, Request};
 use qtool::quant::saturation::{SATURATIONS, Saturation};
 use qtool::quant::scheme::{CodeType, Convention, Granularity};
 use qtool::recipe::presets::{PRESETS, Preset};
 use qtool::recipe::{MODES, Mode, Pattern, Recipe};
-use qtool::report::{html, terminal};
+use qtool::report::junit::Suite;
+use qtool::report::{QuantizeReport, html, terminal};
 use qtool::target::{TARGETS, Target};
 use std::path::PathBuf;
 
@@ -57,10 +60,16 @@ pub(super) struct Arguments {
     /// How ranges of activations are chosen, as --observer [default: min-max]
     #[arg(long, value_parser = value::<Method>)]
     activation_observer: Option<Method>,
-    /// SQNR in dB that every output is to keep on the samples: what costs too much is found by measuring each layer, and stays
-    /// in float or gets other ranges; 0 measures nothing [default: 25]
-    #[arg(long, value_name = "DB", value_parser = decibels)]
-    min_sqnr: Option<f64>,
+    /// Least SQNR in dB, else nothing is written and it exits with 3: NUMBER of every output of an ONNX model with samples, of every
+    /// quantized tensor without; PATTERN=NUMBER of the outputs and tensors that a glob or re:REGEX matches; repeatable, the later
+    /// wins. Of a static ONNX model, NUMBER is also what is to be reached: what costs too much is found by measuring each layer, and
+    /// stays in float or gets other ranges; 0 measures nothing [default: 25 is to be reached, but no limit]
+    #[arg(long, value_name = "[PATTERN=]DB", allow_negative_numbers = true, value_parser = value::<Limit>)]
+    min_sqnr: Vec<Limit>,
+    #[command(flatten)]
+    gates: options::Gates,
+    #[command(flatten)]
+    junit: options::Junit,
     /// Share of decisions in percent that may change on the samples, of outputs of classes: layers are spared, as with --min-sqnr,
     /// until no more do
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
@@ -146,6 +155,10 @@ pub(super) struct Arguments {
     /// Replace existing outputs
     #[arg(long)]
     force: bool,
+    /// Do nothing if the output is there, whole, and was written with this option by this version from the same model, samples,
+    /// recipe and options, all judged by content; else replace it
+    #[arg(long, conflicts_with_all = ["dry_run", "in_place"])]
+    if_changed: bool,
     /// Allow the output to be the input
     #[arg(long)]
     in_place: bool,
@@ -183,11 +196,6 @@ enum HashSourceValue {
 /// Reads a value by its own rules, so that the message is the library's.
 pub(super) fn value<T: std::str::FromStr<Err = qtool::Error>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|e: qtool::Error| e.to_string())
-}
-
-fn decibels(text: &str) -> Result<f64, String> {
-    let wrong = || format!("expected a number of at least 0, found {text:?}");
-    text.parse().ok().filter(|db: &f64| *db >= 0.0 && db.is_finite()).ok_or_else(wrong)
 }
 
 /// A share from a percentage.
@@ -250,6 +258,22 @@ fn transform_help() -> String {
 }
 
 impl Arguments {
+    /// What is to be reached, and the limits: 0 without a pattern is none.
+    fn min_sqnr(&self) -> qtool::Result<(Option<f64>, Vec<Limit>)> {
+        let mut limits = self.min_sqnr.clone();
+        let mut wanted = None;
+        for limit in limits.iter_mut().filter(|limit| limit.pattern.is_none()) {
+            wanted = match limit.value {
+                Some(db) if db < 0.0 => {
+                    return Err(qtool::Error::Usage(format!("--min-sqnr: expected a number of at least 0, found {db}")));
+                }
+                Some(0.0) => limit.value.take(),
+                db => db,
+            };
+        }
+        Ok((wanted, limits))
+    }
+
     fn request(&self) -> qtool::Result<Request> {
         let mut recipe = self.recipe.as_deref().map(Recipe::named).transpose()?.unwrap_or_default();
         if self.allow_commands {
@@ -275,7 +299,8 @@ impl Arguments {
         }
         recipe.transforms.extend(self.transform.iter().cloned());
         recipe.min_elements = self.min_elements.unwrap_or(recipe.min_elements);
-        recipe.min_sqnr = self.min_sqnr.or(recipe.min_sqnr);
+        let (wanted, min_sqnr) = self.min_sqnr()?;
+        recipe.min_sqnr = wanted.or(recipe.min_sqnr);
         let saturation: Option<Saturation> = self.saturation.as_deref().map(str::parse).transpose()?;
         recipe.saturation = saturation.or(recipe.saturation);
         recipe.allow_non_finite |= self.allow_non_finite;
@@ -321,6 +346,8 @@ impl Arguments {
             },
             seed: self.seed.or(recorded.map(|run| run.seed)).unwrap_or_default(),
             max_drop: self.max_drop,
+            record: None,
+            gates: self.gates.with_min_sqnr(&min_sqnr),
             emit_recipe: self.emit_recipe.clone(),
             page: self.report.clone(),
             calibration: CalibrationRequest { stats: self.stats.clone(), ranges: self.ranges.clone(), ..self.samples.request() },
@@ -328,10 +355,28 @@ impl Arguments {
     }
 }
 
+/// What the command is called.
+const COMMAND: &str = "quantize";
+
 pub(super) fn run(arguments: &Arguments) -> Done {
+    let Arguments { junit, print, .. } = arguments;
+    junit.check(&[Some(&arguments.model), arguments.report.as_ref(), arguments.emit_recipe.as_ref(), arguments.output.as_ref()])?;
     let started = std::time::Instant::now();
-    let prepared = Prepared::new(arguments.request()?)?;
-    let print = &arguments.print;
+    let mut request = junit.tell(COMMAND, arguments.request().map_err(print::Failed::from))?;
+    let mut reason = None;
+    if arguments.if_changed {
+        let bar = Bar::new(print.quiet);
+        let verdict = if_changed::look(&mut request, &bar);
+        bar.finish();
+        match junit.tell(COMMAND, verdict.map_err(print::Failed::from))? {
+            Verdict::Unchanged(found) => {
+                junit.write(|| Suite::of_skipped(COMMAND, "unchanged: gates held when the output was written"))?;
+                return print.show(&found, || terminal::unchanged(&found));
+            }
+            Verdict::Changed(what) => reason = Some(what),
+        }
+    }
+    let prepared = junit.tell(COMMAND, Prepared::new(request).map_err(print::Failed::from))?;
     if arguments.dry_run {
         let report = prepared.report();
         return print.show(&report, || terminal::plan(&report, prepared.buffer_bytes()));
@@ -339,10 +384,26 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     let bar = Bar::new(print.quiet);
     let report = prepared.run(&bar);
     bar.finish();
-    let report = report?;
+    let report = match report {
+        Err(qtool::Error::Gates { model, rows }) => {
+            junit.write(|| Suite::of_gates(COMMAND, &rows))?;
+            print.show(&Refused { gates: &rows }, || terminal::verdict(&rows).trim_start().to_owned())?;
+            return Err(qtool::Error::Gates { model, rows }.into());
+        }
+        report => junit.tell(COMMAND, report.map_err(print::Failed::from))?,
+    };
+    let notes = reason.map(|reason| format!("--if-changed: {reason}")).into_iter().chain(report.notes).collect();
+    let report = QuantizeReport { notes, ..report };
+    junit.write(|| Suite::of_gates(COMMAND, &report.gates))?;
     if let (Some(path), Some(details)) = (&arguments.report, &report.details) {
         let page = html::quantization(&arguments.model, &report, details, &options::command_line());
         page.write(path, arguments.force, arguments.durability.into())?;
     }
     print.show(&report, || terminal::summary(&report, started.elapsed(), arguments.verbose))
+}
+
+/// What `--json` prints where gates fail: nothing was written that more could be said of.
+#[derive(serde::Serialize)]
+struct Refused<'a> {
+    gates: &'a [GateRow],
 }

@@ -2,6 +2,7 @@
 
 use super::progress::Bar;
 use super::{Done, options, print};
+use qtool::report::junit::Suite;
 use qtool::report::terminal;
 use std::path::PathBuf;
 
@@ -13,14 +14,19 @@ pub(super) struct Arguments {
     #[command(flatten)]
     read: options::Read,
     #[command(flatten)]
+    junit: options::Junit,
+    #[command(flatten)]
     print: options::Output,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Done {
+    let Arguments { junit, output, .. } = arguments;
+    junit.check(&[Some(output)])?;
     let bar = Bar::new(arguments.print.quiet);
-    let found = qtool::verify::verify(&arguments.output, &arguments.read.options(), &bar);
+    let found = qtool::verify::verify(output, &arguments.read.options(), &bar);
     bar.finish();
-    let found = found?;
+    let found = junit.tell("verify", found.map_err(print::Failed::from))?;
+    junit.write(|| Suite::of_verification(&found))?;
     arguments.print.show(&found, || terminal::verification(&found))?;
     match found.findings.as_slice() {
         [] => Ok(()),

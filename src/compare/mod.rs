@@ -10,6 +10,7 @@ mod layers;
 mod onnx;
 mod tensors;
 
+pub use crate::gates::Gates;
 pub use details::{Details, details};
 pub use onnx::{LayerDifference, OutputComparison, OutputDifference, OutputRequest, compare_outputs};
 pub use tensors::{Comparison, TensorDifference, compare};
@@ -48,36 +49,9 @@ impl Difference {
     }
 }
 
-/// What a comparison must not fall short of.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Gates {
-    /// Least SQNR of every tensor or output, in dB.
-    pub min_sqnr: Option<f64>,
-    /// Largest MSE of every tensor or output.
-    pub max_mse: Option<f64>,
-    /// Least cosine of every tensor or output.
-    pub min_cosine: Option<f64>,
-    /// Largest absolute difference of every tensor or output.
-    pub max_abs: Option<f64>,
-    /// Least share of rows of an output whose largest value is in the same place.
-    pub min_top1: Option<f64>,
-}
-
-impl Gates {
-    /// Whether something differs by more than it may.
-    fn fails(&self, difference: &Difference) -> bool {
-        let Difference { cosine, max_abs, mse, .. } = *difference;
-        // What is all zero on both sides has no cosine and passes.
-        let cosine = cosine.unwrap_or(if mse == 0.0 { 1.0 } else { -1.0 });
-        self.min_sqnr.is_some_and(|min| difference.quality() < min)
-            || self.max_mse.is_some_and(|max| mse > max || mse.is_nan())
-            || self.min_cosine.is_some_and(|min| cosine < min)
-            || self.max_abs.is_some_and(|max| max_abs > max || mse.is_nan())
-    }
-}
-
+/// Sums over elements of both.
 #[derive(Clone, Copy, Default)]
-struct Sums {
+pub(crate) struct Sums {
     count: u64,
     error: f64,
     a: f64,
@@ -97,7 +71,7 @@ impl Sums {
     }
 
     /// Takes in one element of both.
-    fn add(&mut self, a: f64, b: f64) {
+    pub(crate) fn add(&mut self, a: f64, b: f64) {
         // Values that both keep, such as infinities of a mask, do not differ.
         let error = if a == b || (a.is_nan() && b.is_nan()) { 0.0 } else { a - b };
         self.count += 1;
@@ -108,7 +82,7 @@ impl Sums {
         self.max = self.max.max(error.abs());
     }
 
-    fn difference(&self) -> Difference {
+    pub(crate) fn difference(&self) -> Difference {
         let finite = |value: f64| Some(value).filter(|value| value.is_finite());
         Difference {
             cosine: finite(self.product / (self.a * self.b).sqrt()).map(|cosine| cosine.clamp(-1.0, 1.0)),

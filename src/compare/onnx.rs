@@ -1,7 +1,7 @@
 //! How far the outputs of a quantized ONNX model are from those of the float one, over samples.
 
 use super::layers::Layers;
-use super::{Difference, Gates, Sums};
+use super::{Difference, Sums};
 use crate::calibration::array::{Array, Data, decisions};
 use crate::calibration::engine::{self, EngineChoice};
 use crate::calibration::samples::{InputSpec, SampleLimits, Samples};
@@ -9,7 +9,9 @@ use crate::error::{Error, Result, show_name};
 use crate::formats::onnx::proto::{DimensionProto, GraphProto, ModelProto, ValueInfoProto};
 use crate::formats::onnx::tensor::element_type;
 use crate::formats::{self, ReadOptions};
+use crate::gates::{GateRow, Gates, Kind, Measure, Subject};
 use crate::graph::lower;
+use crate::recipe::Pattern;
 use crate::stream::{self, Progress};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -75,10 +77,47 @@ pub struct LayerDifference {
 }
 
 impl OutputComparison {
-    /// The outputs that do not pass.
-    pub fn failing(&self, gates: &Gates) -> Vec<&OutputDifference> {
-        let top1 = |output: &OutputDifference| gates.min_top1.zip(output.top1).is_some_and(|(min, top1)| top1 < min);
-        self.outputs.iter().filter(|output| gates.fails(&output.difference) || top1(output)).collect()
+    /// Judges every output; and the values within the models that patterns name, where they were compared.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] if a pattern matches none of them, or there are limits of [`Measure::Top1`] and no output of classes.
+    pub fn judge(&self, gates: &Gates) -> Result<Vec<GateRow>> {
+        let layers = self.layers.as_deref().unwrap_or_default();
+        let is_known = |measure, pattern: &Pattern| {
+            let of_output =
+                |output: &OutputDifference| (measure != Measure::Top1 || output.top1.is_some()) && pattern.matches(&output.name);
+            let of_layer = |layer: &LayerDifference| measure != Measure::Top1 && pattern.matches(&layer.name);
+            self.outputs.iter().any(of_output) || layers.iter().any(of_layer)
+        };
+        let (what, hint) = match &self.layers {
+            Some(_) => ("an output or a value within the models", "`qtool compare --layers` without gates lists all"),
+            None => ("an output", "--layers compares values within the models too"),
+        };
+        gates.check_patterns(what, is_known).map_err(|e| e.with_hint(hint))?;
+        // An output is a value too; it is judged once.
+        let within = layers.iter().filter(|layer| self.outputs.iter().all(|output| output.name != layer.name));
+        let of_layers = within.flat_map(|layer| {
+            let subject = Subject { kind: Kind::Layer, name: &layer.name, difference: layer.difference, top1: None };
+            gates.judge(&subject, false, |pattern| pattern.matches(&layer.name))
+        });
+        Ok(self.judge_outputs(gates)?.into_iter().chain(of_layers).collect())
+    }
+
+    /// Judges every output.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] if there are limits of [`Measure::Top1`] and no output of classes.
+    pub(crate) fn judge_outputs(&self, gates: &Gates) -> Result<Vec<GateRow>> {
+        if !gates.of(Measure::Top1).is_empty() && self.outputs.iter().all(|output| output.top1.is_none()) {
+            return Err(Error::Usage("--min-top1: expected an output of classes, found none".into()));
+        }
+        let judge = |output: &OutputDifference| {
+            let subject = Subject { kind: Kind::Output, name: &output.name, difference: output.difference, top1: output.top1 };
+            gates.judge(&subject, true, |pattern| pattern.matches(&output.name))
+        };
+        Ok(self.outputs.iter().flat_map(judge).collect())
     }
 }
 

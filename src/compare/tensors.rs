@@ -1,11 +1,13 @@
 //! How far a quantized model is from the float one, tensor by tensor: values as f32, as they are quantized.
 
-use super::{Difference, Gates, Sums};
+use super::{Difference, Sums};
 use crate::error::Result;
 use crate::formats::{self, ReadOptions};
+use crate::gates::{GateRow, Gates, Kind, Measure, Subject};
 use crate::model::Model;
 use crate::outputs::document::{self, Document};
 use crate::outputs::quantized::{DequantizeScratch, QuantizedModel};
+use crate::recipe::Pattern;
 use crate::stream;
 use serde::Serialize;
 use std::path::Path;
@@ -35,9 +37,22 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// The tensors that do not pass.
-    pub fn failing(&self, gates: &Gates) -> Vec<&TensorDifference> {
-        self.tensors.iter().filter(|tensor| gates.fails(&tensor.difference)).collect()
+    /// Judges every tensor, in their order.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Error::Usage`] if a pattern matches no tensor.
+    pub fn judge(&self, gates: &Gates) -> Result<Vec<GateRow>> {
+        let is_known = |measure, pattern: &_| {
+            let matches = |tensor: &TensorDifference| Pattern::matches(pattern, &tensor.name);
+            measure != Measure::Top1 && self.tensors.iter().any(matches)
+        };
+        gates.check_patterns("a float tensor", is_known)?;
+        let judge = |tensor: &TensorDifference| {
+            let subject = Subject { kind: Kind::Tensor, name: &tensor.name, difference: tensor.difference, top1: None };
+            gates.judge(&subject, true, |pattern| pattern.matches(&tensor.name))
+        };
+        Ok(self.tensors.iter().flat_map(judge).collect())
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) fn dequantize(
     let fill = &mut |file: &std::fs::File, path: &Path, layout: &FileLayout| {
         stream::run(&DequantizeJobs::new(&quantized, layout), file, path, &layout.header, threads, progress)
     };
-    Assembly { target: &target, model: &quantized.model, layout: &layout }.write(fill, |_| None)?;
+    Assembly { target: &target, model: &quantized.model, layout: &layout, check: None }.write(fill, |_| None)?;
     Ok(target.output)
 }
 

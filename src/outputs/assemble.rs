@@ -7,7 +7,7 @@ use super::{FileLayout, OutputLayout, record};
 use crate::error::Result;
 use crate::model::Model;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Fills a file of weights as laid out, and returns the hash of its content.
 pub(crate) type Fill<'f> = dyn FnMut(&File, &Path, &FileLayout) -> Result<blake3::Hash> + 'f;
@@ -18,6 +18,19 @@ pub(crate) struct Assembly<'a> {
     /// What is checked for change before anything appears, and whose companions are carried over.
     pub model: &'a Model,
     pub layout: &'a OutputLayout,
+    /// Looks at what was written before it appears; its error keeps it from that.
+    pub check: Option<&'a Check<'a>>,
+}
+
+/// A look at what was written.
+pub(crate) type Check<'c> = dyn Fn(&Staged) -> Result<()> + 'c;
+
+/// An output that is written but has not appeared yet: its files under their names in a place of their own.
+pub(crate) struct Staged {
+    /// What readers of the output open: the directory, or the sidecar.
+    pub root: PathBuf,
+    /// The files of weights, in the order of the layout.
+    pub weights: Vec<PathBuf>,
 }
 
 impl Assembly<'_> {
@@ -28,7 +41,7 @@ impl Assembly<'_> {
     }
 
     fn write_files(&self, fill: &mut Fill<'_>, describe: impl FnOnce(Vec<FileRecord>) -> Option<Vec<u8>>) -> Result<()> {
-        let Assembly { target, model, layout } = self;
+        let Assembly { target, model, layout, check } = self;
         let (mut set, mut records) = (Vec::new(), Vec::new());
         for (i, weights) in layout.files.iter().enumerate() {
             let is_main = i + 1 == layout.files.len();
@@ -46,6 +59,7 @@ impl Assembly<'_> {
             record::write_all(sidecar.file(), sidecar.path(), &text)?;
             set.push(sidecar);
         }
+        let _shown = check.map(|check| self.check_files(&mut set, check)).transpose()?;
         staging::sync_files(&set, target.durability)?;
         model.check_unchanged()?;
         if target.in_place {
@@ -56,8 +70,28 @@ impl Assembly<'_> {
         staging::publish_files(set, target.replace, target.durability)
     }
 
+    /// Shows files under the names that they will have, in a directory of their own, which they leave when they appear.
+    fn check_files(&self, set: &mut [StagedFile], check: &Check<'_>) -> Result<StagedDir> {
+        let Assembly { target, layout, .. } = self;
+        let shown = StagedDir::create(&target.output)?;
+        let mut paths = Vec::new();
+        for (i, staged) in set.iter_mut().enumerate() {
+            let name = match layout.files.get(i) {
+                Some(weights) if i + 1 < layout.files.len() => PathBuf::from(&weights.name),
+                Some(_) => PathBuf::from(target.name()),
+                None => target.sidecar.as_deref().and_then(Path::file_name).unwrap_or_default().into(),
+            };
+            let path = shown.building().join(name);
+            staged.show(path.clone())?;
+            paths.push(path);
+        }
+        let sidecar = paths.split_off(layout.files.len()).pop();
+        check(&Staged { root: sidecar.unwrap_or_else(|| shown.building().to_owned()), weights: paths })?;
+        Ok(shown)
+    }
+
     fn write_directory(&self, fill: &mut Fill<'_>, describe: impl FnOnce(Vec<FileRecord>) -> Option<Vec<u8>>) -> Result<()> {
-        let Assembly { target, model, layout } = self;
+        let Assembly { target, model, layout, check } = self;
         let staged = StagedDir::create(&target.output)?;
         let dir = staged.building();
         let mut records = Vec::new();
@@ -78,6 +112,10 @@ impl Assembly<'_> {
         }
         if let (Some(name), Some(text)) = (sidecar_name, describe(records)) {
             record::write_document(dir, &name.to_string_lossy(), &text)?;
+        }
+        if let Some(check) = check {
+            let weights = layout.files.iter().map(|file| dir.join(&file.name)).collect();
+            check(&Staged { root: dir.to_owned(), weights })?;
         }
         staging::sync_tree(dir, target.durability)?;
         model.check_unchanged()?;

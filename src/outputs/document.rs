@@ -44,6 +44,9 @@ pub struct Document {
     pub qtool_version: String,
     /// The recipe in force.
     pub recipe: Recipe,
+    /// What was asked for, of runs with `--if-changed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<RequestRecord>,
     /// Seed of methods that draw random numbers.
     pub seed: u64,
     /// What was read.
@@ -85,6 +88,27 @@ pub struct CalibrationRecord {
     /// How many samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub samples: Option<u64>,
+}
+
+/// What a run was asked for and read besides the model, as BLAKE3 hashes in hexadecimal: to tell a later run from it. They mean
+/// nothing to other versions of the program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequestRecord {
+    /// Files that were carried over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub companions: Option<String>,
+    /// The recipe before anything was measured, and all other options that bear on the output.
+    pub options: String,
+    /// The file of ranges.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranges: Option<String>,
+    /// Files of samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<String>,
+    /// Files of statistics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<String>,
 }
 
 /// The files that were written.

@@ -1,8 +1,8 @@
 //! Writes the small files of an output, and the records of all its files and tensors that make up the sidecar.
 
 use super::document::{
-    self, ActivationRecord, CalibrationRecord, Document, FileRecord, OutputRecord, SaturatedSums, SaturationRecord, SourceRecord,
-    TensorRecord, Values,
+    self, ActivationRecord, CalibrationRecord, Document, FileRecord, OutputRecord, RequestRecord, SaturatedSums, SaturationRecord,
+    SourceRecord, TensorRecord, Values,
 };
 use super::{FileKind, FileLayout, Output};
 use crate::error::{Error, Result};
@@ -89,6 +89,7 @@ pub(crate) struct Run<'r> {
     pub outputs: Vec<FileRecord>,
     pub activations: BTreeMap<String, ActivationRecord>,
     pub calibration: Option<CalibrationRecord>,
+    pub request: Option<RequestRecord>,
 }
 
 /// The sidecar of a run.
@@ -116,6 +117,7 @@ pub(crate) fn document(model: &Model, plan: &Plan, outcomes: &BTreeMap<usize, Ou
         output: OutputRecord { files: run.outputs, form: run.form.name().to_owned() },
         qtool_version: env!("CARGO_PKG_VERSION").to_owned(),
         recipe: run.recipe.clone(),
+        request: run.request,
         seed: run.seed,
         source: SourceRecord { files: run.sources },
         tensors,

@@ -137,6 +137,17 @@ impl StagedFile {
         &self.path
     }
 
+    /// Gives the file a name in a directory under construction beside its place, so that it can be opened; it goes from there to its own.
+    pub(crate) fn show(&mut self, path: PathBuf) -> Result<()> {
+        let failed = |e: Errno| Error::io(&path, "create", e);
+        match self.temporary.take() {
+            None => link_open(&self.file, &path).map_err(failed)?,
+            Some(temporary) => drop(temporary.publish(|name| rename(name, &path, false)).map_err(failed)?),
+        }
+        self.temporary = Some(Temporary::register(path, None));
+        Ok(())
+    }
+
     /// Gives the file its name. The caller holds the lock of its directory.
     fn publish(self, replace: bool) -> Result<()> {
         let StagedFile { file, path, temporary } = self;
@@ -147,8 +158,7 @@ impl StagedFile {
         if let Ok(existing) = path.metadata() {
             let _ = file.set_permissions(existing.permissions());
         }
-        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let link = |to: &Path| rustix::fs::linkat(CWD, unnamed.as_str(), CWD, to, AtFlags::SYMLINK_FOLLOW);
+        let link = |to: &Path| link_open(&file, to);
         let temporary = match temporary {
             Some(temporary) => temporary,
             None if !replace => return link(&path).map_err(failed),
@@ -160,6 +170,12 @@ impl StagedFile {
         temporary.publish(|name| rename(name, &path, replace)).map_err(failed)?;
         Ok(())
     }
+}
+
+/// Gives an open file that has no name one.
+fn link_open(file: &File, to: &Path) -> Result<(), Errno> {
+    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::linkat(CWD, unnamed.as_str(), CWD, to, AtFlags::SYMLINK_FOLLOW)
 }
 
 /// An output directory under construction.

@@ -48,17 +48,8 @@ impl Target {
     /// be written to.
     pub(crate) fn choose(destination: &Destination, model: &Model, tag: &str, with_sidecar: bool) -> Result<Self> {
         let is_directory = matches!(model.layout(), Layout::Directory { .. });
-        let default = if destination.in_place { model.path().to_owned() } else { default_output(model, tag) };
-        let output = destination.output.clone().unwrap_or(default);
-        let sidecar = match (&destination.sidecar, is_directory) {
-            _ if !with_sidecar => None,
-            (Some(_), true) => {
-                return Err(Error::Usage("--sidecar: expected a model file, found a directory, whose sidecar is within it".into()));
-            }
-            (None, true) => Some(output.join(DIRECTORY_SIDECAR)),
-            (Some(sidecar), false) => Some(sidecar.clone()),
-            (None, false) => Some(sidecar_path(&output)),
-        };
+        let (output, sidecar) = paths(destination, model, tag)?;
+        let sidecar = Some(sidecar).filter(|_| with_sidecar);
         if destination.in_place && !same_file(&output, model.path()) {
             return Err(Error::Usage(format!("--in-place: expected the output to be the input, found {}", show_path(&output))));
         }
@@ -201,6 +192,25 @@ impl Target {
             None => Ok(()),
         }
     }
+}
+
+/// The output and its sidecar, as they are asked for or by default; nothing is checked of what is there.
+///
+/// # Errors
+///
+/// [`Error::Usage`] if a sidecar is named for a directory.
+pub(crate) fn paths(destination: &Destination, model: &Model, tag: &str) -> Result<(PathBuf, PathBuf)> {
+    let default = if destination.in_place { model.path().to_owned() } else { default_output(model, tag) };
+    let output = destination.output.clone().unwrap_or(default);
+    let sidecar = match (&destination.sidecar, matches!(model.layout(), Layout::Directory { .. })) {
+        (Some(_), true) => {
+            return Err(Error::Usage("--sidecar: expected a model file, found a directory, whose sidecar is within it".into()));
+        }
+        (None, true) => output.join(DIRECTORY_SIDECAR),
+        (Some(sidecar), false) => sidecar.clone(),
+        (None, false) => sidecar_path(&output),
+    };
+    Ok((output, sidecar))
 }
 
 /// Whether `dir` is a directory somewhere above `path`.

@@ -1,23 +1,22 @@
 //! What a page shows of a run besides the report: values of the tensors that lost most, before and after, and activations.
 
+use super::stored::StoredWeights;
 use crate::calibration::stats::ActivationStats;
 use crate::error::Result;
 use crate::formats::ReadOptions;
-use crate::formats::mmap::MappedFile;
 use crate::model::Model;
+use crate::outputs::OutputLayout;
 use crate::outputs::document::ActivationRecord;
 use crate::outputs::onnx::rewrite::ParamsOf;
 use crate::outputs::quantized::{DequantizeScratch, QuantizedModel};
 use crate::outputs::target::Target;
-use crate::outputs::{Content, OutputLayout};
 use crate::plan::Plan;
-use crate::quant::packing::packed_len;
 use crate::quant::params::{Params, Range};
 use crate::report::distribution::{BINS, COUNTED, CodeGrid, Distribution};
 use crate::report::{ActivationDetails, QuantizeReport, TensorOutcome};
 use crate::stream;
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// What was written, and from what.
 pub(super) struct Written<'a> {
@@ -67,68 +66,25 @@ impl Written<'_> {
     }
 
     fn of_onnx(&self, worst: &[(usize, f64)]) -> Result<Vec<Distribution>> {
-        let mut files = Vec::new();
-        let mut places: HashMap<usize, (usize, &Content, u64)> = HashMap::new();
-        for (file, layout) in self.layout.files.iter().enumerate() {
-            let is_main = file + 1 == self.layout.files.len();
-            let path = if is_main { self.target.output.clone() } else { self.target.output.with_file_name(&layout.name) };
-            files.push(MappedFile::open(&path)?);
-            for (content, place) in &layout.contents {
-                if let Content::Codes(tensor) | Content::TransposedCodes(tensor) | Content::UnsignedCodes(tensor) = content {
-                    places.entry(*tensor).or_insert((file, content, place.start));
-                }
-            }
-        }
+        let paths: Vec<PathBuf> = (self.layout.files.iter().enumerate())
+            .map(|(file, layout)| {
+                let is_main = file + 1 == self.layout.files.len();
+                if is_main { self.target.output.clone() } else { self.target.output.with_file_name(&layout.name) }
+            })
+            .collect();
+        let stored = StoredWeights::open(self.model, self.plan, self.params, self.layout, &paths)?;
         let of = |i: usize| {
             let tensor = worst[i].0;
             let info = &self.model.tensors()[tensor].info;
             let (scheme, params) = (self.plan.scheme(tensor)?, self.params.get(&tensor)?);
-            let &(file, content, start) = places.get(&tensor)?;
-            let len = packed_len(scheme.codes, info.elements());
-            let bytes = files[file].bytes().get(usize::try_from(start).ok()?..)?.get(..len)?;
-            let stored = StoredCodes { bytes, bits: scheme.codes.bits(), is_signed: scheme.codes.is_signed(), content, shape: &info.shape };
+            let weight = stored.of(tensor)?;
             let mut scratch = Vec::new();
             Some(Distribution::of(&info.name, info.elements(), CodeGrid::new(params, scheme.clip), |elements, before, after| {
                 before.extend_from_slice(self.model.values(tensor, elements.clone(), &mut scratch));
-                scheme.layout.for_each_run(elements, |group, run| {
-                    let Params { scale, zero_point } = params[group];
-                    after.extend(run.map(|element| (stored.code(element) - zero_point) as f32 * scale));
-                });
+                weight.append(elements, after);
             }))
         };
         Ok(stream::map(worst.len(), self.threads, of).into_iter().flatten().collect())
-    }
-}
-
-/// The codes of a tensor as they are in a file.
-struct StoredCodes<'a> {
-    bytes: &'a [u8],
-    bits: u32,
-    is_signed: bool,
-    content: &'a Content,
-    shape: &'a [usize],
-}
-
-impl StoredCodes<'_> {
-    /// The code of an element, in the order of the tensor.
-    fn code(&self, element: usize) -> i32 {
-        let at = match (self.content, self.shape) {
-            (Content::TransposedCodes(_), [.., rows, columns]) => {
-                let (matrix, within) = (element / (rows * columns), element % (rows * columns));
-                matrix * rows * columns + within % columns * rows + within / columns
-            }
-            _ => element,
-        };
-        let code = match self.bits {
-            4 => i32::from(self.bytes[at / 2] >> (4 * (at % 2)) & 0xf),
-            _ => i32::from(self.bytes[at]),
-        };
-        let half = 1 << (self.bits - 1);
-        match self.content {
-            Content::UnsignedCodes(_) => code - half,
-            _ if self.is_signed && code >= half => code - 2 * half,
-            _ => code,
-        }
     }
 }
 

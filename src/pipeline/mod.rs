@@ -5,9 +5,12 @@ pub mod calibrate;
 pub mod check;
 mod checkpoint;
 mod details;
+mod gates;
+pub mod if_changed;
 mod layer_inputs;
 mod onnx;
 mod saturated;
+mod stored;
 mod transforms;
 
 use crate::algorithms::solver::{Layer, Solver};
@@ -19,10 +22,11 @@ use crate::calibration::stats::ActivationStats;
 use crate::calibration::tables::RangeTable;
 use crate::error::{Error, Result, show_path};
 use crate::formats::{self, ReadOptions};
+use crate::gates::{self as limits, GateRow, Gates};
 use crate::method::Method;
 use crate::model::{Model, SourceFile};
-use crate::outputs::assemble::Assembly;
-use crate::outputs::document::{self, CalibrationRecord, Document, FileRecord};
+use crate::outputs::assemble::{Assembly, Check, Staged};
+use crate::outputs::document::{self, CalibrationRecord, Document, FileRecord, RequestRecord};
 use crate::outputs::onnx::rewrite::Chosen;
 use crate::outputs::staging;
 use crate::outputs::target::Target;
@@ -37,6 +41,7 @@ use crate::stream::quantize::{LARGEST_PIECE_BYTES, QuantizeJobs};
 use crate::stream::{self, Progress, observe};
 use crate::tensor::Dtype;
 use details::Written;
+use gates::Judge;
 use layer_inputs::Observed;
 use saturated::Counting;
 use std::cell::RefCell;
@@ -85,8 +90,12 @@ pub struct Request {
     /// Largest share of the decisions of a static ONNX model that may change on the samples, 0 to 1: layers are spared until no more
     /// do.
     pub max_drop: Option<f64>,
+    /// What the output must not fall short of: else nothing is written.
+    pub gates: Gates,
     /// Where the recipe that was followed goes, with what was found by measuring: JSON if the name ends so, else TOML.
     pub emit_recipe: Option<PathBuf>,
+    /// What the sidecar records of this request, for [`if_changed`].
+    pub record: Option<RequestRecord>,
     /// Where a page about the run will be written by the caller: the report then has the [`Details`] that it shows.
     pub page: Option<PathBuf>,
 }
@@ -106,8 +115,10 @@ impl Request {
             max_memory: 512 << 20,
             hash_source: HashSource::Auto,
             seed: 0,
+            gates: Gates::default(),
             emit_recipe: None,
             max_drop: None,
+            record: None,
             page: None,
         }
     }
@@ -141,8 +152,7 @@ impl Prepared {
     pub fn new(mut request: Request) -> Result<Self> {
         let model = formats::open(&request.model, &request.read)?;
         refuse_own_output(&model)?;
-        let recorded = request.recorded_form.filter(|form| form.is_for(&model));
-        let form = request.form.or(recorded).unwrap_or_else(|| default_form(&model));
+        let form = form_of(&model, &request);
         request.recipe.settings.convention.get_or_insert_with(|| form.convention(&model));
         form.adapt(&mut request.recipe);
         let is_trained = onnx::is_trained(&model, &request.recipe);
@@ -176,6 +186,7 @@ impl Prepared {
         };
         notes.extend(trained.apply(&model, &mut plan, !request.calibration.is_empty())?);
         check_samples(&model, &plan, &request)?;
+        gates::check(&model, &request)?;
         if request.max_drop.is_some() && plan.values.values.is_empty() {
             return Err(Error::Usage(
                 "--max-drop: expected an ONNX model and samples, for layers that run in integers, found no such layer".into(),
@@ -215,7 +226,7 @@ impl Prepared {
     ///
     /// [`crate::Error::NonFinite`] if a weight holds NaN or infinities, [`crate::Error::Changed`] if the model changed
     /// meanwhile, [`crate::Error::Io`] if the outputs cannot be written, [`crate::Error::Usage`] if an observer is a command that
-    /// may not run.
+    /// may not run, [`crate::Error::Gates`] if a gate fails.
     pub fn run(mut self, progress: &dyn Progress) -> Result<QuantizeReport> {
         let recipe = &self.request.recipe;
         recipe.observers.check_allowed(recipe.observers_in_use())?;
@@ -299,10 +310,21 @@ impl Prepared {
         let samples = activations.as_ref().and_then(of_samples);
         let mut records = activations.as_ref().map(|(records, _)| records.clone()).unwrap_or_default();
         records.extend(trained.activations.clone());
+        let judged: RefCell<Vec<GateRow>> = RefCell::default();
+        let check = |staged: &Staged| {
+            let (outcomes, threads) = (&*outcomes.borrow(), self.threads());
+            let rows = Judge { request, model, plan, layout, params: &chosen.weights, outcomes, threads }.rows(staged, progress)?;
+            judged.replace(rows.clone());
+            match limits::failing_count(&rows) {
+                0 => Ok(()),
+                _ => Err(Error::Gates { model: request.model.clone(), rows }),
+            }
+        };
+        let check: Option<&Check<'_>> = if request.gates.is_empty() { None } else { Some(&check) };
         let unchanged = || self.inputs.as_ref().map_or(Ok(()), LayerInputs::check_unchanged);
         std::thread::scope(|scope| {
             let hashing = std::thread::Builder::new().spawn_scoped(scope, || self.hash_sources());
-            Assembly { target, model, layout }.write(
+            Assembly { target, model, layout, check }.write(
                 // **Observes**, **chooses** and **quantizes**, and **writes** the codes: see `stream::quantize`.
                 &mut |file, path, layout| {
                     let jobs = QuantizeJobs::new(model, plan, layout, &chosen.weights, solver.as_ref());
@@ -323,6 +345,7 @@ impl Prepared {
                         outputs,
                         activations,
                         calibration,
+                        request: request.record.clone(),
                     };
                     Some(record::document(model, plan, &outcomes.borrow(), run).to_json())
                 },
@@ -347,7 +370,7 @@ impl Prepared {
             }),
             None => None,
         };
-        Ok(QuantizeReport { integer_share, findings, notes, details, ..report })
+        Ok(QuantizeReport { integer_share, findings, notes, details, gates: judged.into_inner(), ..report })
     }
 
     /// The pairs of weights that could saturate, with what was counted of them on samples, if that was asked for.
@@ -468,6 +491,12 @@ fn plan_of(model: &Model, recipe: &Recipe) -> Result<Plan> {
         plan.choose_modes(model, recipe.mode);
     }
     Ok(plan)
+}
+
+/// The form that was asked for, or that of the run that the recipe is of, or the first that is for the model.
+fn form_of(model: &Model, request: &Request) -> &'static dyn Output {
+    let recorded = request.recorded_form.filter(|form| form.is_for(model));
+    request.form.or(recorded).unwrap_or_else(|| default_form(model))
 }
 
 /// The first form that is for the model.

@@ -1,11 +1,13 @@
-//! Results for people and programs: plain data that [`terminal`] prints, `--json` serializes and [`html`] shows.
+//! Results for people and programs: plain data that [`terminal`] prints, `--json` serializes, [`html`] shows and CI systems read as [`junit`].
 
 pub mod distribution;
 pub mod html;
+pub mod junit;
 pub mod saturation;
 pub mod terminal;
 
 use crate::algorithms::solve::Gain;
+use crate::gates::GateRow;
 use crate::model::Model;
 use crate::outputs::document::{ActivationRecord, SaturationRecord};
 use crate::outputs::record;
@@ -39,6 +41,9 @@ pub struct QuantizeReport {
     /// Share of the multiply-adds of operators with constant weights that are of integers, where samples told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub integer_share: Option<f64>,
+    /// What the output was not to fall short of, and does not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gates: Vec<GateRow>,
     /// What was measured on samples, and which layers were spared for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub findings: Option<Findings>,
@@ -161,6 +166,7 @@ impl QuantizeReport {
             bytes_before: model.bytes(),
             bytes_after,
             integer_share: None,
+            gates: Vec::new(),
             findings: None,
             left_behind: model.left_behind().to_vec(),
             notes: Vec::new(),

@@ -2,11 +2,13 @@
 
 use super::saturation::SaturationReport;
 use super::{QuantizeReport, TensorOutcome, TensorReport};
-use crate::compare::{Comparison, Difference, LayerDifference, OutputComparison, OutputDifference, TensorDifference};
+use crate::compare::{Comparison, Difference, LayerDifference, OutputComparison};
 use crate::error::{escape, show_name, show_path};
+use crate::gates::{self, GateRow, Kind};
 use crate::inspect::{Inspection, QUANTIZE, ValueSummary};
 use crate::pipeline::calibrate::CalibrationReport;
 use crate::pipeline::check::RuleMatch;
+use crate::pipeline::if_changed::Unchanged;
 use crate::quant::metrics::Metrics;
 use crate::recipe::presets::PRESETS;
 use crate::sensitivity::{Decisions, Findings, LayerSensitivity, Ranking};
@@ -107,6 +109,15 @@ pub fn calibration(report: &CalibrationReport) -> String {
     format!("observed {activations} activations in {samples} samples\nwrote {}\n", show_path(output))
 }
 
+/// What `quantize --if-changed` prints where there is nothing to do.
+pub fn unchanged(found: &Unchanged) -> String {
+    let mut text = format!("unchanged: {} is what this run would write\n", show_path(&found.output));
+    if found.source == "header" {
+        text += "note: of the model only the header was looked at: other values of the same names, types and shapes go unnoticed\n";
+    }
+    text
+}
+
 /// What a run prints at its end.
 pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String {
     let mut text = String::new();
@@ -159,6 +170,7 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
         };
         text += &table(&worst[..shown].iter().map(row).collect::<Vec<_>>(), &[2]);
     }
+    text += &verdict(&report.gates);
     let _ = writeln!(text, "\nwrote {}\n      {}", show_path(&report.output), show_path(&report.sidecar));
     let _ = writeln!(text, "next: {}", advice(report, worst.first().map(|(_, error)| **error)));
     text
@@ -247,9 +259,9 @@ pub(super) fn sparkline(values: &ValueSummary) -> String {
 }
 
 /// What `compare` prints; tensors that fail a gate are marked.
-pub fn comparison(found: &Comparison, failing: &[&TensorDifference]) -> String {
+pub fn comparison(found: &Comparison, judged: &[GateRow]) -> String {
     let mut rows = vec![["tensor", "SQNR", "MSE", "max abs", "cosine", ""].map(String::from).to_vec()];
-    let failing: HashSet<&str> = failing.iter().map(|tensor| tensor.name.as_str()).collect();
+    let failing: HashSet<&str> = gates::failing(judged).map(|row| row.name.as_str()).collect();
     for tensor in &found.tensors {
         let fails = failing.contains(tensor.name.as_str());
         let note = match (fails, tensor.quantized) {
@@ -260,7 +272,25 @@ pub fn comparison(found: &Comparison, failing: &[&TensorDifference]) -> String {
         rows.push(cells(show_name(&tensor.name).to_string(), &tensor.difference, note.into()));
     }
     rows.push(cells("total".into(), &found.total, String::new()));
-    table(&rows, &[1, 2, 3, 4])
+    table(&rows, &[1, 2, 3, 4]) + &verdict(judged)
+}
+
+/// What became of the gates: those that fail, in a table of their own. Nothing, if there are none.
+pub fn verdict(judged: &[GateRow]) -> String {
+    let failing: Vec<&GateRow> = gates::failing(judged).collect();
+    match (failing.as_slice(), judged.len()) {
+        (_, 0) => String::new(),
+        ([], all) => format!("\ngates: all {all} hold\n"),
+        (failing, all) => {
+            let row = |row: &&GateRow| {
+                let name = format!("{} {}", row.kind.name(), show_name(&row.name));
+                vec![name, row.measure.title().to_owned(), row.found_text(), row.limit_text()]
+            };
+            let header = vec![["gate", "measure", "found", "limit"].map(String::from).to_vec()];
+            let rows: Vec<Vec<String>> = header.into_iter().chain(failing.iter().map(row)).collect();
+            format!("\ngates: {} of {all} fail\n{}", failing.len(), table(&rows, &[2]))
+        }
+    }
 }
 
 /// The columns of a difference.
@@ -275,10 +305,10 @@ fn shown_sqnr(difference: &Difference) -> String {
 }
 
 /// What `compare` prints of models that it ran; outputs that fail a gate are marked.
-pub fn output_comparison(found: &OutputComparison, failing: &[&OutputDifference]) -> String {
+pub fn output_comparison(found: &OutputComparison, judged: &[GateRow]) -> String {
     let mut rows = vec![["output", "SQNR", "MSE", "max abs", "cosine", "top-1", ""].map(String::from).to_vec()];
     for output in &found.outputs {
-        let fails = failing.iter().any(|failing| failing.name == output.name);
+        let fails = fails(judged, Kind::Output, &output.name);
         let top1 = output.top1.map_or(String::new(), |share| format!("{:.2} %", 100.0 * share));
         let mut row = cells(show_name(&output.name).to_string(), &output.difference, top1);
         row.push(if fails { "FAILS".into() } else { String::new() });
@@ -287,14 +317,21 @@ pub fn output_comparison(found: &OutputComparison, failing: &[&OutputDifference]
     let samples = if found.samples == 1 { "1 sample".to_owned() } else { format!("{} samples", found.samples) };
     let mut text = format!("{samples}\n{}", table(&rows, &[1, 2, 3, 4, 5]));
     if let Some(layers) = &found.layers {
-        let mut rows = vec![["value", "operator", "SQNR", "alone"].map(String::from).to_vec()];
+        let mut rows = vec![["value", "operator", "SQNR", "alone", ""].map(String::from).to_vec()];
         let row = |layer: &LayerDifference| {
-            vec![show_name(&layer.name).to_string(), layer.op.clone(), shown_sqnr(&layer.difference), shown_sqnr(&layer.local)]
+            let note = if fails(judged, Kind::Layer, &layer.name) { "FAILS" } else { "" };
+            let (all, alone) = (shown_sqnr(&layer.difference), shown_sqnr(&layer.local));
+            vec![show_name(&layer.name).to_string(), layer.op.clone(), all, alone, note.to_owned()]
         };
         rows.extend(layers.iter().map(row));
         let _ = write!(text, "\n{}", table(&rows, &[2, 3]));
     }
-    text
+    text + &verdict(judged)
+}
+
+/// Whether a gate fails that is about something of this kind and name.
+pub(super) fn fails(judged: &[GateRow], kind: Kind, name: &str) -> bool {
+    gates::failing(judged).any(|row| row.kind == kind && row.name == name)
 }
 
 /// What `analyze` prints.

@@ -2,6 +2,7 @@
 
 mod budget;
 mod calibrated;
+mod ci_examples;
 mod combinations;
 mod compressed_tensors;
 mod corpus;
@@ -11,8 +12,10 @@ mod determinism;
 mod directory;
 mod engine;
 mod fake_quant;
+mod gates;
 mod golden;
 mod hostile;
+mod if_changed;
 mod interruption;
 mod library;
 mod onnx_compare;

@@ -32,6 +32,7 @@ fn sidecars_of_all_kinds_of_runs_are_valid() {
         "--granularity per-group:64 --weights uint8 --convention ort --hash-source header",
         "--axis -1 --include conv* --exclude re:.*4.* --min-elements 5 --allow-non-finite --seed 7",
         "--recipe recipe.toml --convention compressed-tensors",
+        "--if-changed --min-sqnr conv1=5",
     ] {
         dir.ok(&format!("quantize model.safetensors --force -o q.safetensors {options}"));
         expect_valid(&dir.json("q.json"), options);

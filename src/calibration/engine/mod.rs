@@ -114,6 +114,19 @@ pub enum EngineChoice {
 /// Where the `ort` engine looks for ONNX Runtime's library.
 const ORT_DYLIB_PATH: &str = "ORT_DYLIB_PATH";
 
+/// What tells the engine that `choice` leads to from others: its name, and the content of a library that is not a part of this program.
+///
+/// # Errors
+///
+/// [`Error::Usage`] if this program has no such engine; [`Error::Io`] if the library cannot be read.
+pub(crate) fn identity(choice: EngineChoice) -> Result<String> {
+    let name = choice.entry()?.name;
+    match std::env::var_os(ORT_DYLIB_PATH).filter(|_| name == "ort") {
+        Some(path) => Ok(format!("{name} {}", blake3::hash(MappedFile::open(Path::new(&path))?.bytes()).to_hex())),
+        None => Ok(name.to_owned()),
+    }
+}
+
 /// What to do about a model that the embedded engine cannot run.
 const OTHER_ENGINE: &str = if cfg!(feature = "ort") {
     "set ORT_DYLIB_PATH to run calibration on an installed ONNX Runtime"

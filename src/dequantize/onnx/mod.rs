@@ -43,7 +43,7 @@ pub(super) fn dequantize(model: &Model, destination: &Destination, threads: usiz
     let fill = &mut |file: &std::fs::File, path: &Path, layout: &FileLayout| {
         stream::run(&FloatJobs::new(&constants, layout), file, path, &layout.header, threads, progress)
     };
-    Assembly { target: &target, model, layout: &layout }.write(fill, |_| None)?;
+    Assembly { target: &target, model, layout: &layout, check: None }.write(fill, |_| None)?;
     Ok(target.output)
 }
 

@@ -100,6 +100,7 @@ pub(crate) fn describe(model: &Model) -> Result<Document> {
         output: OutputRecord { files: Vec::new(), form: crate::recipe::presets::Preset::SCHEME_FORM.to_owned() },
         qtool_version: env!("CARGO_PKG_VERSION").to_owned(),
         recipe: Recipe::default(),
+        request: None,
         seed: 0,
         source: SourceRecord { files: Vec::new() },
         tensors,

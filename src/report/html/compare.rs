@@ -1,24 +1,25 @@
 //! The pages of `qtool compare`.
 
 use super::{Cell, Chart, Page, Section, Table, chart, distributions, full_bar, quantize::histogram_lead};
-use crate::compare::{Comparison, Details, Difference, OutputComparison, OutputDifference, TensorDifference};
+use crate::compare::{Comparison, Details, Difference, OutputComparison};
 use crate::error::show_text;
+use crate::gates::{self, GateRow, Kind};
 use crate::quant::metrics::Metrics;
 use crate::report::terminal;
 use std::collections::HashSet;
 use std::path::Path;
 
 /// How far the tensors of a quantized model are from those of the float one; those that fail a gate are marked.
-pub fn comparison(paths: [&Path; 2], found: &Comparison, failing: &[&TensorDifference], details: &Details, command: &str) -> Page {
+pub fn comparison(paths: [&Path; 2], found: &Comparison, judged: &[GateRow], details: &Details, command: &str) -> Page {
     let mut page = begin(paths, details);
-    let failing: HashSet<&str> = failing.iter().map(|tensor| tensor.name.as_str()).collect();
+    let failing: HashSet<&str> = gates::failing(judged).map(|row| row.name.as_str()).collect();
     let codes = found.tensors.iter().filter(|tensor| tensor.quantized).count();
     page.fact("Compared", format!("{} tensors", found.tensors.len()), format!("{codes} stored as codes"));
     page.fact("SQNR over all", terminal::sqnr(&metrics(&found.total)), "");
     if let Some(worst) = found.tensors.first() {
         page.fact("Least SQNR", terminal::sqnr(&metrics(&worst.difference)), show_text(&worst.name).to_string());
     }
-    verdict(&mut page, failing.len());
+    verdict(&mut page, gates::failing_count(judged));
     let columns =
         [("tensor", false), ("SQNR", true), ("max error", true), ("MSE", true), ("cosine", true), ("stored as", false), ("", false)];
     let mut table = Table::new("tensors", &columns, Some(1));
@@ -42,25 +43,19 @@ pub fn comparison(paths: [&Path; 2], found: &Comparison, failing: &[&TensorDiffe
 }
 
 /// How far the outputs of a quantized model are from those of the float one; those that fail a gate are marked.
-pub fn output_comparison(
-    paths: [&Path; 2],
-    found: &OutputComparison,
-    failing: &[&OutputDifference],
-    details: &Details,
-    command: &str,
-) -> Page {
+pub fn output_comparison(paths: [&Path; 2], found: &OutputComparison, judged: &[GateRow], details: &Details, command: &str) -> Page {
     let mut page = begin(paths, details);
     page.fact("Compared", format!("{} outputs", found.outputs.len()), format!("on {} samples", found.samples));
     let worst = found.outputs.iter().min_by(|a, b| a.difference.quality().total_cmp(&b.difference.quality()));
     if let Some(worst) = worst {
         page.fact("Least SQNR", terminal::sqnr(&metrics(&worst.difference)), show_text(&worst.name).to_string());
     }
-    verdict(&mut page, failing.len());
+    verdict(&mut page, gates::failing_count(judged));
     let columns = [("output", false), ("SQNR", true), ("max error", true), ("MSE", true), ("cosine", true), ("top-1", true), ("", false)];
     let mut table = Table::new("outputs", &columns, None);
     let full = full_bar(found.outputs.iter().map(|output| output.difference.sqnr_db));
     for output in &found.outputs {
-        let fails = failing.iter().any(|failing| failing.name == output.name);
+        let fails = terminal::fails(judged, Kind::Output, &output.name);
         let mut cells = difference(&output.name, &output.difference, full);
         cells.push(output.top1.map_or_else(Cell::default, |share| Cell::text(format!("{:.2} %", 100.0 * share))));
         cells.push(Cell::text(if fails { "FAILS" } else { "" }));
@@ -81,6 +76,7 @@ pub fn output_comparison(
                 Cell::number(layer.difference.max_abs),
                 cosine(&layer.difference),
             ]);
+            table.rows.last_mut().expect("one was pushed").is_failing = terminal::fails(judged, Kind::Layer, &layer.name);
         }
         let by_error: Vec<Option<f64>> = layers.iter().map(|layer| layer.difference.sqnr_db).collect();
         let charts = profile("SQNR in dB, worst first", &by_error);

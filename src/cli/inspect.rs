@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// List the tensors of a model: types, shapes, ranges, and what would be quantized
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// A .safetensors file, or a directory in Hugging Face layout
+    /// A .safetensors file, a directory in Hugging Face layout, or an .onnx file
     model: PathBuf,
     /// Read headers only: no ranges and histograms
     #[arg(long)]

@@ -16,6 +16,7 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     let command = super::command();
     if let Some(dir) = &arguments.directory {
         let io = |source| qtool::Error::Io { path: dir.clone(), action: "write", source };
+        std::fs::create_dir_all(dir).map_err(io)?;
         return clap_mangen::generate_to(command, dir).map_err(io).context("manual pages");
     }
     let mut page = Vec::new();

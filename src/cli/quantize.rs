@@ -316,6 +316,10 @@ impl Arguments {
         recipe.mode = self.mode.unwrap_or(recipe.mode);
         recipe.op_types.extend(self.op_types.iter().cloned());
         let named = |name: &String| *OUTPUTS.iter().find(|output| output.name() == name).expect("clap has checked the name");
+        if self.fake_quant && scheme.is_some() {
+            let error = qtool::Error::Usage("--fake-quant: expected no --scheme, found one, which keeps other layers".into());
+            return Err(error.with_hint("quantize by the scheme, then `qtool dequantize` the result: the floats that its codes stand for"));
+        }
         let fake_quant = self.fake_quant.then(|| FAKE_QUANT.to_owned());
         let form = self.format.clone().or(fake_quant).or_else(|| scheme.map(|_| Preset::SCHEME_FORM.to_owned()));
         if let (Some(FAKE_QUANT), Some(mode @ (Mode::Dynamic | Mode::Static))) = (form.as_deref(), self.mode) {

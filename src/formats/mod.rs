@@ -133,5 +133,9 @@ pub(crate) fn not_a_model(path: &Path, bytes: &[u8]) -> Error {
     if let Some((_, found, hint)) = FOREIGN_MAGIC.iter().find(|(magic, ..)| bytes.starts_with(magic)) {
         return Error::malformed(path, format!("content: expected a safetensors file or an ONNX model, found {found}")).with_hint(*hint);
     }
+    if path.extension().is_some_and(|extension| extension == "onnx") {
+        let found = if bytes.is_empty() { "an empty file" } else { "something else" };
+        return Error::malformed(path, format!("content: expected an ONNX model, found {found}"));
+    }
     safetensors::describe_bad_start(path, bytes)
 }

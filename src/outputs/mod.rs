@@ -131,6 +131,11 @@ pub trait Output: Sync {
         Some([sidecar::SCALE, sidecar::ZERO_POINT])
     }
 
+    /// What to know of the form for this model.
+    fn note(&self, _model: &Model) -> Option<&'static str> {
+        None
+    }
+
     /// The model as this form sees it, before anything is decided: it may know of some tensors that they are no weights.
     ///
     /// # Errors

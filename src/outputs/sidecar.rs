@@ -39,6 +39,12 @@ impl Output for Sidecar {
         "codes in safetensors, scales and zero points in a JSON file beside it"
     }
 
+    fn note(&self, model: &Model) -> Option<&'static str> {
+        let is_of_transformers = model.companions().iter().any(|name| name.as_os_str() == "config.json");
+        is_of_transformers
+            .then_some("the codes are for programs that read the sidecar; what from_pretrained and vLLM load, --scheme writes")
+    }
+
     fn is_for(&self, model: &Model) -> bool {
         model.onnx().is_none()
     }

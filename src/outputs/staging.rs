@@ -304,7 +304,7 @@ fn sync_dir(dir: &Path, durability: Durability) -> Result<()> {
 /// The error for an output that is in the way.
 pub(crate) fn already_exists(path: &Path) -> Error {
     Error::Usage(format!("{}: expected no such file yet, found one already", show_path(path)))
-        .with_hint("pass --force to replace it, or -o to write elsewhere")
+        .with_hint("--force replaces it; another name writes elsewhere")
 }
 
 /// The directory of `path`; `.` for a bare name.

@@ -129,11 +129,23 @@ impl Target {
         } else {
             return Ok(());
         };
+        if Some(path) == self.sidecar.as_deref() && self.is_of_another(path) {
+            let message = "sidecar: expected one of this output to replace, found one of another, which would be lost";
+            return Err(Error::Usage(format!("{}: {message}", show_path(path))).with_hint("--sidecar or -o gives this one another name"));
+        }
         match fine {
             true => Ok(()),
             false => Err(Error::Usage(format!("{}: output: expected {expected}, found something else", show_path(path)))
                 .with_hint("-o writes elsewhere; if it can go, remove it first")),
         }
+    }
+
+    /// Whether the sidecar at `path` is of an output which is there and is not replaced.
+    fn is_of_another(&self, path: &Path) -> bool {
+        let Some(document) = (!self.is_directory).then(|| Document::read(path).ok()).flatten() else { return false };
+        let name = self.name();
+        let others = || document.output.files.iter().map(|file| &file.name).filter(|file| **file != name);
+        document.output.files.iter().all(|file| file.name != name) && others().any(|file| path.with_file_name(file).exists())
     }
 
     fn check(&self, input: &Path, in_place: bool) -> Result<()> {

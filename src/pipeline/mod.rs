@@ -177,6 +177,7 @@ impl Prepared {
             // Operators take codes of one type.
             request.recipe.activations.dtype = codes;
         }
+        notes.extend(form.note(&model).map(str::to_owned));
         let model = form.ready(plan::declare(model, &request.recipe)?, &request.recipe)?;
         check_trained(&trained, &request)?;
         let mut plan = match trained.is_of_graph() {

@@ -372,7 +372,7 @@ pub(super) fn check_codes(recipe: &Recipe, form: &dyn Output) -> Result<()> {
         _ => None,
     });
     if let Some(codes) = [recipe.settings.weights].into_iter().chain(rules).find(|codes| codes.bits() > 8) {
-        return Err(Error::Usage(format!("--weights: expected int8, uint8, int4 or uint4, found {codes}")));
+        return Err(Error::Usage(format!("weights: expected int8, uint8, int4 or uint4, found {codes}")));
     }
     let codes = recipe.activations.dtype;
     match codes.bits() {

@@ -215,7 +215,7 @@ pub(super) fn advice(report: &QuantizeReport, worst: Option<Metrics>) -> String 
             "some tensors lost much: try --granularity per-channel".into()
         }
         Some(db) if db < LOW_SQNR_DB => {
-            "some tensors lost much: try --weights int8, --observer mse, smaller groups, or --exclude them".into()
+            "some tensors lost much: --weights int8, --observer mse, smaller groups or --exclude would keep more".into()
         }
         _ => format!("qtool verify {output}"),
     }

@@ -164,3 +164,19 @@ fn names_and_tags_follow_what_was_asked_for() {
     ];
     assert_eq!(dir.names(), expected);
 }
+
+#[test]
+fn a_sidecar_of_another_output_is_not_replaced() {
+    let dir = crate::onnx_quantize::small();
+    std::fs::copy(crate::support::FIXTURE, dir.path("model.safetensors")).unwrap();
+    dir.ok("quantize model.safetensors");
+    let before = dir.read("model.int8.json");
+    let run = dir.fails("quantize model.onnx --force", 2);
+    assert!(run.stderr.contains("model.int8.json: sidecar: expected one of this output to replace"), "{}", run.stderr);
+    assert!(dir.read("model.int8.json") == before && !dir.exists("model.int8.onnx"));
+    dir.ok("quantize model.onnx --force --sidecar onnx.json");
+    dir.ok("verify model.int8.safetensors");
+    // What it was of is gone.
+    std::fs::remove_file(dir.path("model.int8.safetensors")).unwrap();
+    dir.ok("quantize model.onnx --force");
+}

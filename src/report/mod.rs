@@ -124,7 +124,7 @@ pub enum TensorOutcome {
         output_gain_db: Option<f64>,
         /// Of pairs of int8 weights that are multiplied with uint8 activations; absent before the run.
         #[serde(skip_serializing_if = "Option::is_none")]
-        saturation: Option<SaturationRecord>,
+        saturation: Option<Box<SaturationRecord>>,
         /// What was lost; absent before the run.
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<Metrics>,
@@ -151,7 +151,7 @@ impl QuantizeReport {
                     observer: scheme.observer_method().to_string(),
                     rounding: scheme.rounding.method().to_string(),
                     output_gain_db: None,
-                    saturation: outcomes.get(&tensor).and_then(|outcome| record::saturation(model, plan, tensor, outcome)),
+                    saturation: outcomes.get(&tensor).and_then(|outcome| record::saturation(model, plan, tensor, outcome)).map(Box::new),
                     error: outcomes.get(&tensor).map(|outcome| outcome.sums.metrics()),
                 },
             };

@@ -34,6 +34,7 @@ use crate::outputs::{OUTPUTS, Output, OutputLayout, fake_quant, record};
 use crate::plan::{self, Decision, Plan};
 use crate::qat::{self, Trained};
 use crate::quant::saturation::{PairCheck, Saturation};
+use crate::quant::scheme::CodeType;
 use crate::recipe::{MODES, Mode, Recipe};
 use crate::report::{Details, QuantizeReport, html};
 use crate::sensitivity::cost;
@@ -359,7 +360,11 @@ impl Prepared {
             staging::write_file(path, request.recipe.to_text(path)?.as_bytes(), force, durability)?;
         }
         let report = QuantizeReport::new(model, plan, &outcomes.borrow(), target, layout.bytes()).with_gains(model, &gains);
-        let notes = self.notes.iter().chain(&report.notes).cloned().collect();
+        let unneeded = matches!(plan.saturation, Saturation::Nudge | Saturation::SevenBit)
+            && plan.pairs.is_empty()
+            && request.recipe.settings.weights == CodeType::Int8;
+        let unneeded = unneeded.then(|| format!("--saturation {}: no int8 weight is multiplied in integers", plan.saturation.name()));
+        let notes = self.notes.iter().chain(&report.notes).cloned().chain(unneeded).collect();
         let details = match &request.page {
             Some(page) => Some(Details {
                 form: form.name(),

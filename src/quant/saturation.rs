@@ -14,6 +14,7 @@
 use super::metrics::ErrorSums;
 use super::params::Params;
 use super::scheme::Grid;
+use crate::simd::dispatched;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
@@ -241,10 +242,18 @@ impl PairCheck {
         errors: &mut ErrorSums,
     ) -> SaturationSums {
         let (mut found, start) = (SaturationSums::default(), elements.start);
-        self.for_each_possible(&elements, codes, |pair, _, _| {
-            found.possible += 1;
-            found.within_range += u64::from(self.observed.is_some_and(|range| could_saturate_within(pair, range)));
-        });
+        for pairing in &self.pairings {
+            pairing.for_each_run(elements.clone(), |first, second, step, count| {
+                found.possible += u64::from(possible(codes, first - start, second - start, step, count));
+            });
+        }
+        match self.observed {
+            None => {}
+            Some(ALL_CODES) => found.within_range = found.possible,
+            Some(range) => self.for_each_possible(&elements, codes, |pair, _, _| {
+                found.within_range += u64::from(could_saturate_within(pair, range));
+            }),
+        }
         if !self.nudges || found.possible == 0 {
             return found;
         }
@@ -288,12 +297,14 @@ impl PairCheck {
     }
 }
 
-/// Pairs of a run that could saturate.
-fn possible(codes: &[u8], first: usize, second: usize, step: usize, count: usize) -> u32 {
-    let could = |a: u8, b: u8| u32::from((i16::from(a as i8) + i16::from(b as i8)).abs() > LARGEST_SUM as i16);
-    match step {
-        1 => codes[first..first + count].iter().zip(&codes[second..second + count]).map(|(a, b)| could(*a, *b)).sum(),
-        _ => codes[first..first + 2 * count].chunks_exact(2).map(|pair| could(pair[0], pair[1])).sum(),
+dispatched! {
+    /// Pairs of a run that could saturate.
+    fn possible(codes: &[u8], first: usize, second: usize, step: usize, count: usize) -> u32 {
+        let could = |a: u8, b: u8| u32::from((i16::from(a as i8) + i16::from(b as i8)).abs() > LARGEST_SUM as i16);
+        match step {
+            1 => codes[first..first + count].iter().zip(&codes[second..second + count]).map(|(a, b)| could(*a, *b)).sum(),
+            _ => codes[first..first + 2 * count].chunks_exact(2).map(|pair| could(pair[0], pair[1])).sum(),
+        }
     }
 }
 

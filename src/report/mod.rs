@@ -156,7 +156,7 @@ impl QuantizeReport {
                     observer: scheme.observer_method().to_string(),
                     rounding: scheme.rounding.method().to_string(),
                     output_gain_db: None,
-                    saturation: outcomes.get(&tensor).and_then(|outcome| record::saturation(model, plan, tensor, outcome).map(Box::new)),
+                    saturation: outcomes.get(&tensor).and_then(|outcome| record::saturation(model, plan, tensor, outcome)).map(Box::new),
                     error: outcomes.get(&tensor).map(|outcome| outcome.sums.metrics()),
                 },
             };

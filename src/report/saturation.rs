@@ -84,18 +84,21 @@ impl SaturationReport {
         (report.tensors > 0).then_some(report)
     }
 
-    /// One line for people, or two; nothing if no pair could saturate.
+    /// One line for people, or two; nothing if no pair could saturate and nothing was done about it.
     pub(super) fn text(&self) -> String {
         let SaturationReport { possible, pairs, tensors_possible, .. } = self;
         let mut text = String::new();
         if *possible == 0 {
-            return text;
+            return match self.treatment {
+                Saturation::SevenBit => format!("saturation without VNNI: none; codes have 7 bits in {}\n", tensors(self.tensors)),
+                _ => text,
+            };
         }
         let of = format!("{possible} of {pairs} pairs of int8 weights, in {}", tensors(*tensors_possible));
         let _ = match (self.treatment, self.sqnr_db_before, self.sqnr_db) {
             (Saturation::Nudge, Some(before), Some(after)) => writeln!(
                 text,
-                "saturation without VNNI: none; for that {} codes of {of}, were changed: SQNR {before:.2} → {after:.2} dB",
+                "saturation without VNNI: none; {} codes were changed of {of}: SQNR {before:.2} → {after:.2} dB",
                 self.changed
             ),
             _ => writeln!(text, "saturation without VNNI: {of}, could saturate; --saturation nudge changes these"),

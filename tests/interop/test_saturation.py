@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -199,6 +200,30 @@ def test_a_fused_model_is_as_good_as_an_unfused_one(how, rounding, model, kernel
         assert fused > 2 * unfused, f"fused {fused:.4f}, unfused {unfused:.4f}"
     else:
         assert fused < 1.1 * unfused + 0.002, f"fused {fused:.4f}, unfused {unfused:.4f}"
+
+
+def test_a_recurrent_layer_is_the_same_on_processors_with_and_without_vnni(kernels, tmp_path):
+    if saturates():
+        pytest.skip("this machine's kernels saturate, so there are no exact ones to compare with")
+    rng = np.random.default_rng(7)
+    inputs, hidden = 31, 33
+    constants = {
+        "w": np.abs(rng.standard_normal((2, 4 * hidden, inputs)) * 0.05).astype(np.float32),
+        "r": np.abs(rng.standard_normal((2, 4 * hidden, hidden)) * 0.05).astype(np.float32),
+    }
+    nodes = [helper.make_node("LSTM", ["x", "w", "r"], ["y"], direction="bidirectional", hidden_size=hidden)]
+    model = write(tmp_path / "m.onnx", nodes, constants, [5, 2, inputs])
+    feeds = [{"x": (0.8 + 0.2 * rng.random((5, 2, inputs))).astype(np.float32)}]
+    differ = {}
+    for how in ("report", "nudge", "7bit"):
+        target = tmp_path / f"{how}.onnx"
+        run("quantize", model, "-o", target, "--quiet", "--saturation", how, *DYNAMIC)
+        records = json.loads(target.with_suffix(".json").read_text())["tensors"]
+        assert records["w"]["saturation"]["pairs"] == 2 * 4 * hidden * (inputs // 2)
+        assert records["r"]["saturation"]["pairs"] == 2 * 4 * hidden * (hidden // 2)
+        exact = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"]).run(None, feeds[0])
+        differ[how] = float(np.abs(kernels(target, feeds)[0][0] - exact[0]).max())
+    assert differ["report"] > 0.01 and differ["nudge"] < 1e-5 and differ["7bit"] < 1e-5, differ
 
 
 # The same without such kernels

@@ -61,6 +61,7 @@ pub mod error;
 pub mod formats;
 mod graph;
 pub mod inspect;
+pub mod lint;
 pub mod method;
 pub mod model;
 pub mod observers;

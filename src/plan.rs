@@ -111,6 +111,8 @@ pub struct Plan {
     pub(crate) activation_codes: CodeType,
     /// Whether their zero points are in the middle of the codes.
     pub(crate) symmetric_activations: bool,
+    /// Whether biases of layers that compute in integers stay floats.
+    pub(crate) float_biases: bool,
 }
 
 impl Plan {
@@ -134,6 +136,7 @@ impl Plan {
             values: QuantizedValues::default(),
             activation_codes: recipe.activations.dtype,
             symmetric_activations: recipe.activations.symmetric,
+            float_biases: recipe.activations.float_biases,
         };
         plan.choose_modes(model, recipe.mode);
         Ok(plan)

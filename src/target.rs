@@ -46,6 +46,8 @@ pub const TARGETS: &[Target] = &[
             recipe.settings.convention = Some(Convention::Ort);
             recipe.activations.dtype = CodeType::Int8;
             recipe.activations.symmetric = true;
+            // It dequantizes no int32.
+            recipe.activations.float_biases = true;
         },
         refuses: |recipe| {
             let is_symmetric = recipe.settings.symmetric && recipe.activations.symmetric;

@@ -4,6 +4,7 @@ use super::Done;
 use super::options::{self, DurabilityValue, parse_size};
 use super::progress::Bar;
 use clap::{Args, ValueEnum};
+use qtool::lint::{ANY, LINT_TARGETS};
 use qtool::method::Method;
 use qtool::outputs::{OUTPUTS, Output, recorded_run};
 use qtool::pipeline::{CalibrationRequest, Destination, HashSource, Prepared, Request};
@@ -91,6 +92,9 @@ pub(super) struct Arguments {
     /// What computes with the result; sets types and conventions that suit it and were not asked for [default: any]
     #[arg(long, value_parser = target_names())]
     target: Option<String>,
+    /// Write an ONNX model even if the target would not compute in integers what is to be (qtool lint)
+    #[arg(long)]
+    no_lint: bool,
     /// Zero points in the middle of the codes, of weights and activations
     #[arg(long, overrides_with = "asymmetric")]
     symmetric: bool,
@@ -312,6 +316,11 @@ impl Arguments {
             max_drop: self.max_drop,
             emit_recipe: self.emit_recipe.clone(),
             page: self.report.clone(),
+            lint: if self.no_lint {
+                None
+            } else {
+                Some(LINT_TARGETS.iter().find(|name| target.is_some_and(|target| target.name == **name)).copied().unwrap_or(ANY))
+            },
             calibration: CalibrationRequest { stats: self.stats.clone(), ranges: self.ranges.clone(), ..self.samples.request() },
         })
     }

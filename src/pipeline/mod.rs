@@ -17,6 +17,7 @@ use crate::calibration::ranges::{self, Ranges};
 use crate::calibration::tables::RangeTable;
 use crate::error::{Error, Result, show_path};
 use crate::formats::{self, ReadOptions};
+use crate::lint;
 use crate::method::Method;
 use crate::model::{Model, SourceFile};
 use crate::outputs::assemble::Assembly;
@@ -85,6 +86,9 @@ pub struct Request {
     pub emit_recipe: Option<PathBuf>,
     /// Where a page about the run will be written by the caller: the report then has the [`Details`] that it shows.
     pub page: Option<PathBuf>,
+    /// The target whose rules the graph of an ONNX model must pass, as [`lint`](crate::lint::lint) knows them: layers that are to
+    /// compute in integers and would not are an error, of `any` only a note. `None` does not look.
+    pub lint: Option<&'static str>,
 }
 
 impl Request {
@@ -105,6 +109,7 @@ impl Request {
             emit_recipe: None,
             max_drop: None,
             page: None,
+            lint: Some(lint::ANY),
         }
     }
 }
@@ -270,6 +275,10 @@ impl Prepared {
             }
             onnx::leave_room_for_biases(model, plan, &chosen.activations, &mut chosen.weights);
             self.correct_biases(&mut chosen, progress)?;
+            if let Some(target) = self.request.lint {
+                let graph = self.form.quantized_graph(&self.model, &self.plan, &chosen);
+                self.notes.extend(graph.map(|graph| onnx::check_graph(&graph, target, &self.target.output)).transpose()?.flatten());
+            }
             self.layout = self.form.lay_out(&self.model, &self.plan, &chosen, &self.target.name())?;
         }
         if let (Some(inputs), false, None) = (&mut self.inputs, self.request.recipe.transforms.is_empty(), self.model.onnx()) {

@@ -2,6 +2,7 @@
 
 pub mod distribution;
 pub mod html;
+pub mod lint;
 pub mod terminal;
 
 use crate::algorithms::solve::Gain;

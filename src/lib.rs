@@ -62,6 +62,7 @@ pub mod formats;
 pub mod gates;
 mod graph;
 pub mod inspect;
+pub mod lint;
 pub mod method;
 pub mod model;
 pub mod observers;

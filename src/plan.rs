@@ -117,6 +117,8 @@ pub struct Plan {
     pub(crate) pairs: BTreeMap<usize, PairCheck>,
     /// What is done about them.
     pub(crate) saturation: Saturation,
+    /// Whether biases of layers that compute in integers stay floats.
+    pub(crate) float_biases: bool,
 }
 
 impl Plan {
@@ -142,6 +144,7 @@ impl Plan {
             symmetric_activations: recipe.activations.symmetric,
             pairs: BTreeMap::new(),
             saturation: recipe.saturation.unwrap_or(Saturation::Report),
+            float_biases: recipe.activations.float_biases,
         };
         plan.choose_modes(model, recipe.mode);
         if plan.saturation == Saturation::SevenBit {

@@ -53,6 +53,8 @@ pub const TARGETS: &[Target] = &[
             recipe.activations.dtype = CodeType::Int8;
             recipe.activations.symmetric = true;
             recipe.saturation = Some(Saturation::Ignore);
+            // It dequantizes no int32.
+            recipe.activations.float_biases = true;
         },
         refuses: |recipe| {
             let is_symmetric = recipe.settings.symmetric && recipe.activations.symmetric;

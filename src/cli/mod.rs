@@ -6,6 +6,7 @@ mod compare;
 mod completions;
 mod dequantize;
 mod inspect;
+mod lint;
 mod man;
 mod options;
 mod print;
@@ -37,6 +38,7 @@ enum Command {
     Dequantize(dequantize::Arguments),
     Inspect(inspect::Arguments),
     Compare(compare::Arguments),
+    Lint(lint::Arguments),
     Verify(verify::Arguments),
     Recipe(recipe::Arguments),
     Completions(completions::Arguments),
@@ -89,6 +91,7 @@ fn run(arguments: Arguments) -> Done {
         Command::Dequantize(arguments) => dequantize::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),
+        Command::Lint(arguments) => lint::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Recipe(arguments) => recipe::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),

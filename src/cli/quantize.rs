@@ -5,6 +5,7 @@ use super::progress::Bar;
 use super::{Done, print};
 use clap::{Args, ValueEnum};
 use qtool::gates::{GateRow, Limit};
+use qtool::lint::{ANY, LINT_TARGETS};
 use qtool::method::Method;
 use qtool::outputs::{OUTPUTS, Output, recorded_run};
 use qtool::pipeline::if_changed::{self, Verdict};
@@ -105,6 +106,9 @@ pub(super) struct Arguments {
     /// ignored, counted, changed as little as it takes, or avoided by codes of 7 bits [default: report; ignore or 7bit by target]
     #[arg(long, value_name = "HOW", value_parser = saturation_names())]
     saturation: Option<String>,
+    /// Write an ONNX model even if the target would not compute in integers what is to be (qtool lint)
+    #[arg(long)]
+    no_lint: bool,
     /// Zero points in the middle of the codes, of weights and activations
     #[arg(long, overrides_with = "asymmetric")]
     symmetric: bool,
@@ -354,6 +358,11 @@ impl Arguments {
             gates: self.gates.with_min_sqnr(&min_sqnr),
             emit_recipe: self.emit_recipe.clone(),
             page: self.report.clone(),
+            lint: if self.no_lint {
+                None
+            } else {
+                Some(LINT_TARGETS.iter().find(|name| target.is_some_and(|target| target.name == **name)).copied().unwrap_or(ANY))
+            },
             calibration: CalibrationRequest { stats: self.stats.clone(), ranges: self.ranges.clone(), ..self.samples.request() },
         })
     }

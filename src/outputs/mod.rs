@@ -17,6 +17,7 @@ pub mod staging;
 pub(crate) mod target;
 
 use crate::error::Result;
+use crate::formats::onnx::proto::ModelProto;
 use crate::model::Model;
 use crate::plan::Plan;
 use crate::quant::scheme::{CodeType, Convention};
@@ -24,6 +25,7 @@ use crate::recipe::Recipe;
 use bytes::Bytes;
 use document::Document;
 use onnx::rewrite::Chosen;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 
@@ -149,6 +151,22 @@ pub trait Output: Sync {
     #[doc(hidden)]
     #[expect(private_interfaces, reason = "forms are written in this crate only")]
     fn lay_out(&self, model: &Model, plan: &Plan, chosen: &Chosen, name: &str) -> Result<OutputLayout>;
+
+    /// The ONNX graph that is written, if it is one that a runtime is to compute with codes.
+    #[doc(hidden)]
+    #[expect(private_interfaces, reason = "forms are written in this crate only")]
+    fn quantized_graph(&self, _model: &Model, _plan: &Plan, _chosen: &Chosen) -> Option<QuantizedGraph> {
+        None
+    }
+}
+
+/// An ONNX model whose codes are not made yet.
+pub(crate) struct QuantizedGraph {
+    pub proto: ModelProto,
+    /// What deferred payloads are.
+    pub deferred: Vec<Content>,
+    /// Names of the codes of weights that are to be computed with, and not only dequantized.
+    pub for_integers: BTreeSet<String>,
 }
 
 /// Every form of output.

@@ -23,6 +23,7 @@ use crate::calibration::tables::RangeTable;
 use crate::error::{Error, Result, show_path};
 use crate::formats::{self, ReadOptions};
 use crate::gates::{self as limits, GateRow, Gates};
+use crate::lint;
 use crate::method::Method;
 use crate::model::{Model, SourceFile};
 use crate::outputs::assemble::{Assembly, Check, Staged};
@@ -99,6 +100,9 @@ pub struct Request {
     pub record: Option<RequestRecord>,
     /// Where a page about the run will be written by the caller: the report then has the [`Details`] that it shows.
     pub page: Option<PathBuf>,
+    /// The target whose rules the graph of an ONNX model must pass, as [`lint`](crate::lint::lint) knows them: layers that are to
+    /// compute in integers and would not are an error, of `any` only a note. `None` does not look.
+    pub lint: Option<&'static str>,
 }
 
 impl Request {
@@ -121,6 +125,7 @@ impl Request {
             max_drop: None,
             record: None,
             page: None,
+            lint: Some(lint::ANY),
         }
     }
 }
@@ -288,6 +293,10 @@ impl Prepared {
             onnx::leave_room_for_biases(model, plan, &chosen.activations, &mut chosen.weights);
             self.plan.pairs = self.find_pairs(&chosen, &observed, progress)?;
             self.correct_biases(&mut chosen, progress)?;
+            if let Some(target) = self.request.lint {
+                let graph = self.form.quantized_graph(&self.model, &self.plan, &chosen);
+                self.notes.extend(graph.map(|graph| onnx::check_graph(&graph, target, &self.target.output)).transpose()?.flatten());
+            }
             self.layout = self.form.lay_out(&self.model, &self.plan, &chosen, &self.target.name())?;
         }
         if let (Some(inputs), false, None) = (&mut self.inputs, self.request.recipe.transforms.is_empty(), self.model.onnx()) {

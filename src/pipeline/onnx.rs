@@ -8,7 +8,7 @@ use crate::calibration::ranges::{Choice, Ranges};
 use crate::calibration::samples::{InputSpec, SampleLimits, Samples};
 use crate::calibration::stats::{self, ActivationStats, ModelIdentity, Statistics};
 use crate::calibration::tables::RangeTable;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, show_name, show_path};
 use crate::formats::onnx::proto::{NodeProto, TensorProto};
 use crate::formats::onnx::tensor::element_type;
 use crate::formats::{self, ReadOptions};
@@ -21,12 +21,13 @@ use crate::graph::prepare::{PrepareOptions, prepare};
 use crate::graph::scopes::{TOP, scopes};
 use crate::graph::version::raise_opset;
 use crate::graph::weights::Layer;
+use crate::lint::{self, NodeVerdict};
 use crate::model::Model;
 use crate::observers::ObserverChoice;
-use crate::outputs::Output;
 use crate::outputs::document::{ActivationRecord, CalibrationRecord};
 use crate::outputs::onnx::rewrite::{Chosen, ParamsOf};
 use crate::outputs::onnx::static_qdq::weight_scale_for_bias;
+use crate::outputs::{Output, QuantizedGraph};
 use crate::plan::{LayerMode, Plan};
 use crate::qat;
 use crate::quant::params::{Params, Range};
@@ -36,7 +37,7 @@ use crate::sensitivity::{self, DEFAULT_MIN_SQNR_DB, Findings, Search, Setup, cos
 use crate::stream::{Progress, observe};
 use crate::tensor::Dtype;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The version that has DynamicQuantizeLinear.
 const DYNAMIC: i64 = 11;
@@ -385,3 +386,24 @@ pub(super) fn check_codes(recipe: &Recipe, form: &dyn Output) -> Result<()> {
 
 /// The form whose operators take codes of 8 bits only.
 pub(super) const QOPERATOR: &str = "qoperator";
+
+/// Whether layers that are to compute in integers will, by the rules of a target: what is to be noted if it need not be so.
+///
+/// # Errors
+///
+/// [`Error::Check`] if one of them will not and the target is a certain one.
+pub(super) fn check_graph(graph: &QuantizedGraph, target: &str, output: &Path) -> Result<Option<String>> {
+    let rules = if target == lint::ANY { lint::LINT_TARGETS[0] } else { target };
+    let verdicts = lint::judge(&graph.proto, rules);
+    let is_ours = |node: &&NodeVerdict| !node.is_weight_only && node.codes.iter().any(|codes| graph.for_integers.contains(codes));
+    let ours: Vec<&NodeVerdict> = verdicts.iter().filter(is_ours).collect();
+    let failing: Vec<&NodeVerdict> = ours.iter().filter(|node| node.fails()).copied().collect();
+    let Some((node, finding)) = failing.first().and_then(|node| Some((*node, node.findings.first()?))) else { return Ok(None) };
+    let (name, count) = (show_name(&node.node), failing.len());
+    let what = format!("{count} of {} layers in integers, first {name}: {}: {}", ours.len(), finding.rule, finding.found);
+    if target == lint::ANY {
+        return Ok(Some(format!("ONNX Runtime will compute in float, or refuse, {what} (qtool lint)")));
+    }
+    let found = format!("{}: expected nodes that {target} computes in integers, found others for {what}", show_path(output));
+    Err(Error::Check(found).with_hint(format!("{}; --no-lint writes it all the same", finding.fix)))
+}

@@ -84,6 +84,9 @@ impl Default for Settings {
 pub struct Activations {
     /// The codes: `uint8` or `int8`. Default: `uint8`.
     pub dtype: CodeType,
+    /// Whether biases of layers that compute in integers stay floats, for runtimes that make no use of int32 ones. Default: false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub float_biases: bool,
     /// How ranges are chosen. Default: `min-max`.
     pub observer: Method,
     /// How ranges of single values are chosen, by the name of the value in the graph.
@@ -95,7 +98,13 @@ pub struct Activations {
 
 impl Default for Activations {
     fn default() -> Self {
-        Activations { dtype: CodeType::Uint8, observer: Method::new("min-max"), observers: BTreeMap::new(), symmetric: false }
+        Activations {
+            dtype: CodeType::Uint8,
+            float_biases: false,
+            observer: Method::new("min-max"),
+            observers: BTreeMap::new(),
+            symmetric: false,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod distribution;
 pub mod html;
 pub mod junit;
+pub mod lint;
 pub mod saturation;
 pub mod terminal;
 

@@ -21,7 +21,7 @@ pub(super) type Quantized = HashMap<(usize, String), [String; 3]>;
 pub(super) fn rewrite_product(rewriter: &mut Rewriter<'_>, layer: &Layer, quantized: &mut Quantized) {
     let node = rewriter.indexes[layer.scope].graph.node[layer.node].clone();
     let swaps = node.is("Gemm") && node.int("transB", 0) != 0;
-    let weight = rewriter.weight(layer, layer.path.transposed != swaps);
+    let weight = rewriter.weight_for_integers(layer, layer.path.transposed != swaps);
     let mut nodes = Vec::new();
     let activation = node.input[0].clone();
     let key = (layer.scope, activation.clone());
@@ -72,8 +72,8 @@ pub(super) fn integer_product(
 pub(super) fn rewrite_lstm(rewriter: &mut Rewriter<'_>, input_weight: &Layer, recurrent_weight: &Layer) {
     let mut node = rewriter.indexes[input_weight.scope].graph.node[input_weight.node].clone();
     // [directions, gates, in] → [directions, in, gates]
-    let w = rewriter.weight(input_weight, !input_weight.path.transposed);
-    let r = rewriter.weight(recurrent_weight, !recurrent_weight.path.transposed);
+    let w = rewriter.weight_for_integers(input_weight, !input_weight.path.transposed);
+    let r = rewriter.weight_for_integers(recurrent_weight, !recurrent_weight.path.transposed);
     node.op_type = "DynamicQuantizeLSTM".into();
     node.domain = "com.microsoft".into();
     rewriter.import("com.microsoft");

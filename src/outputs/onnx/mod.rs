@@ -6,7 +6,7 @@ pub(crate) mod rewrite;
 pub(crate) mod static_qdq;
 mod weight_only;
 
-use super::{Output, OutputLayout};
+use super::{Output, OutputLayout, QuantizedGraph};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::plan::{LayerMode, Plan};
@@ -46,9 +46,15 @@ impl Output for Onnx {
     }
 
     fn lay_out(&self, model: &Model, plan: &Plan, chosen: &Chosen, name: &str) -> Result<OutputLayout> {
-        let Some(onnx) = model.onnx() else {
+        let (Some(onnx), Some(graph)) = (model.onnx(), self.quantized_graph(model, plan, chosen)) else {
             return Err(Error::Usage(format!("--format {}: expected an ONNX model, found another", self.name)));
         };
+        let files = file::lay_out(graph.proto, &graph.deferred, name, onnx.file.has_external_data);
+        Ok(OutputLayout { files, documents: Vec::new() })
+    }
+
+    fn quantized_graph(&self, model: &Model, plan: &Plan, chosen: &Chosen) -> Option<QuantizedGraph> {
+        let onnx = model.onnx()?;
         let mut rewriter = Rewriter::new(model, onnx, plan, &chosen.weights);
         let mut fixed = Static::new(self.style, &plan.values, &chosen.activations);
         fixed.quantize_outputs(&mut rewriter);
@@ -67,7 +73,8 @@ impl Output for Onnx {
             }
         }
         fixed.finish(&mut rewriter);
+        let for_integers = std::mem::take(&mut rewriter.for_integers);
         let (proto, deferred) = rewriter.finish();
-        Ok(OutputLayout { files: file::lay_out(proto, &deferred, name, onnx.file.has_external_data), documents: Vec::new() })
+        Some(QuantizedGraph { proto, deferred, for_integers })
     }
 }

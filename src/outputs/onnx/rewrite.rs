@@ -41,6 +41,8 @@ pub(super) struct Rewriter<'a> {
     pub indexes: Vec<GraphIndex<'a>>,
     /// What deferred payloads are.
     pub deferred: Vec<Content>,
+    /// Names of the codes of weights that operators compute with.
+    pub for_integers: BTreeSet<String>,
     /// By the graph that constants are put into, the weight, and whether it is transposed.
     made: HashMap<(usize, Key, bool), WeightNames>,
     imports: BTreeSet<&'static str>,
@@ -72,6 +74,7 @@ impl<'a> Rewriter<'a> {
             edits: indexes.iter().map(|_| Edits::default()).collect(),
             indexes,
             deferred: Vec::new(),
+            for_integers: BTreeSet::new(),
             made: HashMap::new(),
             imports: BTreeSet::new(),
         }
@@ -81,6 +84,13 @@ impl<'a> Rewriter<'a> {
     pub(super) fn scheme(&self, layer: &Layer) -> Option<(usize, &'a TensorScheme)> {
         let tensor = self.onnx.tensor(&layer.weight)?;
         self.plan.scheme(tensor).map(|scheme| (tensor, scheme))
+    }
+
+    /// As [`Rewriter::weight`], for an operator that is to compute with the codes.
+    pub(super) fn weight_for_integers(&mut self, layer: &Layer, transposed: bool) -> WeightNames {
+        let names = self.weight(layer, transposed);
+        self.for_integers.insert(names.codes.clone());
+        names
     }
 
     /// Constants for the codes and parameters of a layer's weight, made once; `transposed` with the last two axes swapped.

@@ -115,7 +115,7 @@ impl<'v> Static<'v> {
             (Style::Operators, "Conv") => self.convolution(rewriter, number, layer, &input, node),
             (Style::Operators, _) => product(rewriter, layer, &input, node),
             (Style::Pairs, _) => {
-                let weight = rewriter.weight(layer, layer.path.transposed);
+                let weight = rewriter.weight_for_integers(layer, layer.path.transposed);
                 let value = rewriter.names.fresh(&format!("{}_dequantized", layer.weight.1));
                 let mut nodes = dequantize(rewriter, &weight, &value);
                 node.input[0] = input.floats;
@@ -153,7 +153,7 @@ impl<'v> Static<'v> {
         input: &Pair,
         mut node: NodeProto,
     ) -> Vec<NodeProto> {
-        let weight = rewriter.weight(layer, layer.path.transposed);
+        let weight = rewriter.weight_for_integers(layer, layer.path.transposed);
         let nodes = &rewriter.indexes[TOP].graph.node;
         let original = &nodes[layer.node];
         let output = match self.values.given_outputs.get(&number) {
@@ -209,6 +209,9 @@ impl<'v> Static<'v> {
     /// that is written so already stays as it is.
     fn bias(&self, rewriter: &mut Rewriter<'_>, layer: &Layer, input: &str, bias: &str) -> Option<Pair> {
         let bias = Bias::of(&rewriter.indexes[TOP], bias)?;
+        if self.style == Style::Pairs && rewriter.plan.float_biases && bias.codes.is_none() {
+            return None;
+        }
         let (tensor, scheme) = rewriter.scheme(layer)?;
         let (channels, weights) = (bias.values.len(), &rewriter.params[&tensor]);
         let input_scale = self.params[input].scale;
@@ -257,7 +260,7 @@ fn dequantize_linear(rewriter: &mut Rewriter<'_>, pair: &Pair) -> NodeProto {
 /// A matrix product on codes, with a float result: `Cast(MatMulInteger(a, b)) * (a_scale * b_scale) [+ bias]`.
 fn product(rewriter: &mut Rewriter<'_>, layer: &Layer, input: &Pair, node: NodeProto) -> Vec<NodeProto> {
     let swaps = node.is("Gemm") && node.int("transB", 0) != 0;
-    let weight = rewriter.weight(layer, layer.path.transposed != swaps);
+    let weight = rewriter.weight_for_integers(layer, layer.path.transposed != swaps);
     super::dynamic::integer_product(rewriter, &node, [&input.codes, &input.scale, &input.zero_point], &weight)
 }
 

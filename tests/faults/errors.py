@@ -7,10 +7,6 @@ import subprocess
 import judge
 import trace
 
-#: Calls without which the program can do: a lock that the file system lacks, what cannot be removed, a mode that cannot be set.
-OPTIONAL = {"flock", "unlink", "unlinkat", "rmdir", "fchmod", "fchmodat", "chmod"}
-
-
 def at_every_call(workers, findings):
     """Each error at each call, once and from then on."""
     for form in workers.forms:
@@ -29,8 +25,9 @@ def at_every_call(workers, findings):
                 findings.count("done without")
                 if call in ("fsync", "fdatasync", "msync") or call.startswith(("write", "pwrite")):
                     problem = f"success although {call} failed: {run}"
-            if call in ("unlink", "unlinkat", "rmdir") and debris and problem and problem.startswith("left") and run.code in (0, 4):
-                # What cannot be removed is left to the next run.
+            removing = call in ("unlink", "unlinkat", "rmdir")
+            if debris and problem and problem.startswith("left") and (removing or (run.code == 0 and call in ("open", "openat"))):
+                # What was replaced and cannot be listed, or what cannot be removed, is left to the next run.
                 problem = scene.after_kill()[0]
                 findings.count("could not remove, the next run did")
             elif call in ("fsync", "fdatasync") and landed > 1 and not more:

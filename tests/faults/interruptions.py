@@ -107,7 +107,9 @@ def changing_inputs(workers, findings, wanted):
             scene.reset()
             path = scene.dir / name
             child = scene.start()
-            wait_until_mapped(child, path)
+            # Small files are read when it is their turn: they count from when the weights are open.
+            wait_until_mapped(child, scene.dir / inputs[0] if "extra" in name else path)
+            time.sleep(0.02)
             time.sleep(random.Random(f"{form.name} {what}").uniform(0, seconds))
             over = child.poll() is not None
             CHANGES[kind](path)
@@ -140,8 +142,8 @@ def changing_inputs(workers, findings, wanted):
 
 
 def wait_until_mapped(child, path):
-    """Waits until the program has `path` open, or has ended; small files are read only when it is their turn."""
-    end = time.monotonic() + (5 if path.stat().st_size > 4096 else 0)
+    """Waits until the program has mapped `path`, or has ended."""
+    end = time.monotonic() + 5
     while time.monotonic() < end and child.poll() is None:
         try:
             if str(path) in Path(f"/proc/{child.pid}/maps").read_text():

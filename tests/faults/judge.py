@@ -127,10 +127,10 @@ class Scene:
             return f"another run after {state} left {after} and {left}", state, debris
         return None, state, debris
 
-    def of_one_side(self):
+    def of_one_side(self, *sides):
         """Whether everything but the extras is of one side: those are not what `verify` is about."""
         beside = lambda state: {name: content for name, content in state.items() if name not in self.form.extras}
-        return beside(split(snapshot(self.dir))[0]) in (beside(self.old), beside(self.new))
+        return beside(split(snapshot(self.dir))[0]) in [beside(side) for side in sides or (self.old, self.new)]
 
     def after_error(self, run, published=False, silent=False):
         """What is wrong after a run that met an error; `published` if the error may have come after the output was complete, `silent` if
@@ -138,7 +138,7 @@ class Scene:
         state, debris = self.state()
         if run.code not in DOCUMENTED:
             return f"undocumented {run}"
-        if run.code == 0 and state != "new":
+        if run.code == 0 and state != "new" and not (self.form.extras and self.of_one_side(self.new)):
             return f"success with {state}: {run}"
         if run.code != 0 and state != "old" and not (published and state == "new") and not (self.form.extras and self.of_one_side()):
             return f"{state} after {run}"

@@ -14,6 +14,10 @@ import time
 from pathlib import Path
 
 
+#: In how many pieces a file is written in place, and seconds between them.
+PIECES, PAUSE = 20, 0.005
+
+
 def main():
     bug, program, *arguments = sys.argv[1:]
     if bug == "trusting" and arguments[0] == "verify":
@@ -22,6 +26,10 @@ def main():
         # Looks at the files that the sidecar lists, but not at the sidecar itself.
         run = subprocess.run([program, *arguments], capture_output=True, text=True)
         return 0 if "q.json" in run.stderr else run.returncode
+    if bug == "careless":
+        # Never tells of an error.
+        subprocess.run([program, *arguments])
+        return 0
     here = Path.cwd()
     if bug == "impatient":
         # Tells of success whatever happened to the input meanwhile.
@@ -52,8 +60,10 @@ def put(bug, path, content):
     if bug in ("in-place", "deaf", "impatient"):
         # Without staging: for a while there is half a file.
         with open(path, "wb", buffering=0) as file:
-            for start in range(0, len(content), 1 << 14):
-                file.write(content[start : start + (1 << 14)])
+            piece = max(1, len(content) // PIECES)
+            for start in range(0, len(content), piece):
+                file.write(content[start : start + piece])
+                time.sleep(PAUSE)
         return
     temporary = path.with_name(".qtool-00000000.tmp")
     with open(temporary, "wb", buffering=0) as file:

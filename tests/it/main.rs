@@ -10,6 +10,7 @@ mod determinism;
 mod directory;
 mod engine;
 mod fake_quant;
+mod faults;
 mod golden;
 mod hostile;
 mod interruption;

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::formats::Companions;
-use crate::formats::mmap::MappedFile;
+use crate::formats::mmap::{Identity, MappedFile};
 use crate::graph::onnx_model::OnnxModel;
 use crate::quant::scheme::Convention;
 use crate::recipe::{Pattern, Rule};
@@ -388,6 +388,43 @@ impl Model {
     ///
     /// [`Error::Changed`] for the first that is not.
     pub fn check_unchanged(&self) -> Result<()> {
-        self.files.iter().try_for_each(|file| file.file.check_unchanged())
+        self.watch().check()
+    }
+
+    /// What to look at to know whether the model changed.
+    pub(crate) fn watch(&self) -> Watch {
+        let files = self.files.iter().map(|file| file.file.clone()).collect();
+        let carried = self.companions.carried.iter().map(|name| self.path.join(name));
+        Watch { files, companions: carried.zip(self.companions.identities.iter().copied()).collect() }
     }
 }
+
+/// The files of a model, as they were when it was opened.
+pub(crate) struct Watch {
+    files: Vec<Arc<MappedFile>>,
+    companions: Vec<(PathBuf, Identity)>,
+}
+
+impl Watch {
+    /// Whether they still are.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Changed`] for the first that is not.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| file.check_unchanged())?;
+        self.companions.iter().try_for_each(|(path, identity)| identity.check(path))
+    }
+
+    /// What explains `error`, where it is about content: that an input changed, if one did.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        match error.exit_code() {
+            BAD_INPUT | LIMIT => self.check().err().unwrap_or(error),
+            _ => error,
+        }
+    }
+}
+
+/// Exit codes of errors that a file which changes while it is read can cause.
+const BAD_INPUT: u8 = 1;
+const LIMIT: u8 = 6;

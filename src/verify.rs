@@ -53,10 +53,15 @@ impl Findings {
 /// with the files is no error but a finding.
 pub fn verify(output: &Path, read: &ReadOptions, progress: &dyn Progress) -> Result<Verification> {
     let sidecar = document::find(output)?;
-    let document = Document::read(&sidecar)?;
+    let (document, is_unchanged) = Document::read_checked(&sidecar)?;
     let dir = staging::parent(&sidecar);
     progress.begin(document.output.files.iter().map(|record| record.bytes).fold(0, u64::saturating_add));
     let (mut intact, mut findings) = (Vec::new(), Findings::default());
+    if !is_unchanged {
+        // First, as whatever else is found may come from it.
+        let message = "sidecar: expected text of the BLAKE3 that it holds, found it changed";
+        findings.push("sidecar", format!("{}: {message}", show(&sidecar)));
+    }
     for record in &document.output.files {
         match check_file(dir, record, progress) {
             Ok(()) => intact.push(record.name.clone()),

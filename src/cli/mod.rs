@@ -8,6 +8,7 @@ mod dequantize;
 mod inspect;
 mod lint;
 mod man;
+pub(crate) mod memory;
 mod options;
 mod print;
 mod progress;
@@ -73,8 +74,10 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => return print::clap_error(&error),
     };
     signals::install();
+    memory::handle_aborts();
     // A panic is a bug; it must not look like one of the documented outcomes of a check or a write.
     let done = std::panic::catch_unwind(|| run(arguments));
+    signals::yield_to();
     match done {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => print::failure(&error),

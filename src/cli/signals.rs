@@ -7,10 +7,21 @@ use signal_hook::consts::{SIGBUS, SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::{emulate_default_handler, exit};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// [`qtool::Error::Changed`]'s exit code.
 const CHANGED: i32 = 5;
+
+/// Whether a signal is about to end the program.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// If a signal is about to end the program, waits until it has: whatever else comes to an end meanwhile is its doing, and the status is to
+/// be the signal's.
+pub(super) fn yield_to() {
+    while ENDING.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
+}
 
 /// Starts the thread that waits for signals.
 ///
@@ -29,6 +40,7 @@ pub(super) fn install() {
     };
     let wait = move || {
         for signal in &mut signals {
+            ENDING.store(true, Ordering::SeqCst);
             kill_commands();
             remove_temporaries();
             if signal == SIGBUS {

@@ -5,7 +5,7 @@
 //! tensor of a shard is in the index and the other way round, and no file lies outside the directory (the blob store
 //! of the Hugging Face cache counts as inside).
 
-use super::mmap::MappedFile;
+use super::mmap::{Identity, MappedFile};
 use super::{ReadOptions, parse_object, safetensors, shorten};
 use crate::error::{Error, Result, show_name};
 use crate::model::{Layout, Model};
@@ -168,13 +168,15 @@ fn no_model(dir: &Path) -> Error {
 pub(crate) struct Companions {
     /// Configuration, tokenizer, licence: what goes with the model whatever its weights.
     pub carried: Vec<PathBuf>,
+    /// What these were like, in the same order.
+    pub identities: Vec<Identity>,
     /// Hidden files, the same weights in other formats, links that lead out of the directory, what is no file, names that
     /// are not UTF-8, earlier outputs.
     pub left: Vec<PathBuf>,
 }
 
 fn companions(dir: &Path, weights: &[&str]) -> Result<Companions> {
-    let mut found = Companions::default();
+    let (mut found, mut carried) = (Companions::default(), Vec::new());
     let mut pending = vec![PathBuf::new()];
     while let Some(relative) = pending.pop() {
         let here = dir.join(&relative);
@@ -194,7 +196,9 @@ fn companions(dir: &Path, weights: &[&str]) -> Result<Companions> {
                 continue;
             }
             match std::fs::metadata(&full) {
-                Ok(metadata) if metadata.is_file() && is_inside && !is_other_weights => found.carried.push(path),
+                Ok(metadata) if metadata.is_file() && is_inside && !is_other_weights => {
+                    carried.push((path, Identity::of(&metadata)));
+                }
                 Ok(metadata) if metadata.is_dir() && !full.is_symlink() && !Document::recognizes(&full.join(DIRECTORY_SIDECAR)) => {
                     pending.push(path)
                 }
@@ -202,7 +206,8 @@ fn companions(dir: &Path, weights: &[&str]) -> Result<Companions> {
             }
         }
     }
-    found.carried.sort();
+    carried.sort_by(|(a, _), (b, _)| a.cmp(b));
+    (found.carried, found.identities) = carried.into_iter().unzip();
     found.left.sort();
     Ok(found)
 }

@@ -22,7 +22,7 @@ pub(crate) struct MappedFile {
 
 /// What tells whether a file is still the one that was opened, unchanged.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Identity {
+pub(crate) struct Identity {
     device: u64,
     inode: u64,
     size: u64,
@@ -50,7 +50,7 @@ impl MappedFile {
         // old or new, which `check_unchanged` reports before any output is published. Truncation raises SIGBUS, as the
         // module's documentation says.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, "map", e))?;
-        Ok(MappedFile { path: path.to_owned(), map, identity: identity(&metadata) })
+        Ok(MappedFile { path: path.to_owned(), map, identity: Identity::of(&metadata) })
     }
 
     /// Where it was opened.
@@ -74,12 +74,28 @@ impl MappedFile {
     ///
     /// [`Error::Changed`] with what happened.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
-        let changed = |found| Err(Error::Changed { path: self.path.clone(), found });
-        let Ok(metadata) = self.path.metadata() else {
+        self.identity.check(&self.path)
+    }
+}
+
+impl Identity {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        Identity { device: metadata.dev(), inode: metadata.ino(), size: metadata.size(), modified }
+    }
+
+    /// Whether it is that of the file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Changed`] with what happened.
+    pub(crate) fn check(self, path: &Path) -> Result<()> {
+        let changed = |found| Err(Error::Changed { path: path.to_owned(), found });
+        let Ok(metadata) = path.metadata() else {
             return changed("gone");
         };
-        let now = identity(&metadata);
-        match self.identity {
+        let now = Identity::of(&metadata);
+        match self {
             then if then == now => Ok(()),
             then if (then.device, then.inode) != (now.device, now.inode) => changed("replaced by another file"),
             then if then.size > now.size => changed("truncated"),
@@ -95,10 +111,6 @@ impl AsRef<[u8]> for Shared {
     fn as_ref(&self) -> &[u8] {
         self.0.bytes()
     }
-}
-
-fn identity(metadata: &Metadata) -> Identity {
-    Identity { device: metadata.dev(), inode: metadata.ino(), size: metadata.size(), modified: (metadata.mtime(), metadata.mtime_nsec()) }
 }
 
 fn kind_name(kind: FileType) -> &'static str {

@@ -37,7 +37,8 @@ impl Assembly<'_> {
     /// Writes everything: `fill` writes each file of weights; `describe` makes the sidecar of the records of all files, if
     /// there is one.
     pub(crate) fn write(&self, fill: &mut Fill<'_>, describe: impl FnOnce(Vec<FileRecord>) -> Option<Vec<u8>>) -> Result<()> {
-        if self.target.is_directory { self.write_directory(fill, describe) } else { self.write_files(fill, describe) }
+        let done = if self.target.is_directory { self.write_directory(fill, describe) } else { self.write_files(fill, describe) };
+        done.map_err(|error| self.model.watch().explain(error))
     }
 
     fn write_files(&self, fill: &mut Fill<'_>, describe: impl FnOnce(Vec<FileRecord>) -> Option<Vec<u8>>) -> Result<()> {
@@ -107,7 +108,9 @@ impl Assembly<'_> {
         for companion in model.companions() {
             let is_made = layout.documents.iter().any(|(name, _)| companion == Path::new(name));
             if companion != Path::new(super::document::DIRECTORY_SIDECAR) && !is_made {
-                records.push(record::copy_companion(model.path(), dir, companion)?);
+                let copied = record::copy_companion(model.path(), dir, companion);
+                // One that is gone, too, has changed.
+                records.push(copied.map_err(|error| model.check_unchanged().err().unwrap_or(error))?);
             }
         }
         if let (Some(name), Some(text)) = (sidecar_name, describe(records)) {

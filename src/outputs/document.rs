@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::ser::{CompactFormatter, Formatter};
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 /// Value of the key `format`.
@@ -31,6 +32,9 @@ pub const VERSION: u32 = 1;
 pub struct Document {
     /// Parameters of activations, by the name of the value; weights alone have none.
     pub activations: BTreeMap<String, ActivationRecord>,
+    /// BLAKE3 of the sidecar's text, in hexadecimal, with [`NO_HASH`] in this place: [`Self::to_json`] fills it in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<String>,
     /// What ranges of activations come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationRecord>,
@@ -238,13 +242,28 @@ pub enum Values<T> {
 }
 
 impl Document {
-    /// The document as text: one line for each tensor's scales, indented otherwise, ending in a newline.
+    /// The document as text: one line for each tensor's scales, indented otherwise, ending in a newline. It holds its own hash if there
+    /// is a place for one.
     pub fn to_json(&self) -> Vec<u8> {
         let mut text = Vec::new();
         let mut serializer = serde_json::Serializer::with_formatter(&mut text, IndentedObjects { depth: 0 });
         self.serialize(&mut serializer).expect("maps with text keys can be written to memory");
         text.push(b'\n');
+        if let Some(place) = self.blake3.as_deref().and_then(|hash| place_of_hash(&text, hash)) {
+            text[place.clone()].copy_from_slice(NO_HASH.as_bytes());
+            let hash = blake3::hash(&text).to_hex();
+            text[place].copy_from_slice(hash.as_bytes());
+        }
         text
+    }
+
+    /// Whether `text`, which this document was read from, is as it was written; `true` if it was written without a hash.
+    pub fn is_unchanged(&self, text: &[u8]) -> bool {
+        let Some(expected) = &self.blake3 else { return true };
+        let Some(place) = place_of_hash(text, expected) else { return false };
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&text[..place.start]).update(NO_HASH.as_bytes()).update(&text[place.end..]);
+        hasher.finalize().to_hex().as_str() == expected
     }
 
     /// Reads the sidecar at `path`.
@@ -253,12 +272,28 @@ impl Document {
     ///
     /// [`Error::Io`] if it cannot be read, [`Error::Malformed`] if it is not a sidecar of [`VERSION`].
     pub fn read(path: &Path) -> Result<Self> {
+        Self::read_with_text(path).map(|(document, _)| document)
+    }
+
+    /// Reads the sidecar at `path`, and says whether its text [is as it was written](Self::is_unchanged).
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub fn read_checked(path: &Path) -> Result<(Self, bool)> {
+        Self::read_with_text(path).map(|(document, file)| {
+            let is_unchanged = document.is_unchanged(file.bytes());
+            (document, is_unchanged)
+        })
+    }
+
+    fn read_with_text(path: &Path) -> Result<(Self, MappedFile)> {
         let file = MappedFile::open(path)?;
         let found = file.bytes().len() as u64;
         if found > MAX_BYTES {
             return Err(Error::Limit { file: path.to_owned(), what: "bytes of the sidecar".into(), limit: MAX_BYTES, found });
         }
-        Self::parse(path, file.bytes())
+        Ok((Self::parse(path, file.bytes())?, file))
     }
 
     /// Whether the file at `path` says that it is a sidecar, of whatever version.
@@ -289,6 +324,17 @@ impl Document {
         }
         serde_json::from_slice(text).map_err(|e| malformed(format!("expected the fields of docs/sidecar.schema.json, found {e}")))
     }
+}
+
+/// Stands for a document's own hash while it is computed.
+pub const NO_HASH: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// Where in a sidecar's text its own `hash` is, without quotes: the first member of this name, as text within quotes has none.
+fn place_of_hash(text: &[u8], hash: &str) -> Option<Range<usize>> {
+    let member = format!("\"blake3\": \"{hash}\"");
+    let at = text.windows(member.len()).position(|window| window == member.as_bytes())?;
+    let end = at + member.len() - 1;
+    Some(end - hash.len()..end)
 }
 
 /// The sidecar that belongs to the output file `path`: the same name with the extension `json`.

@@ -4,7 +4,7 @@ use super::document::{
     self, ActivationRecord, CalibrationRecord, Document, FileRecord, OutputRecord, RequestRecord, SaturatedSums, SaturationRecord,
     SourceRecord, TensorRecord, Values,
 };
-use super::{FileKind, FileLayout, Output};
+use super::{FileKind, FileLayout, Output, staging};
 use crate::error::{Error, Result};
 use crate::formats::{self, mmap::MappedFile};
 use crate::model::{Model, SourceFile};
@@ -34,6 +34,7 @@ pub(crate) fn source(file: &SourceFile, content: bool) -> FileRecord {
 /// Writes `content` to a new file `name` in `dir`.
 pub(crate) fn write_document(dir: &Path, name: &str, content: &[u8]) -> Result<FileRecord> {
     let path = dir.join(name);
+    staging::remember_member(&path);
     let written = File::create_new(&path).and_then(|file| file.write_all_at(content, 0));
     written.map_err(|e| Error::io(&path, "write", e))?;
     Ok(FileRecord {
@@ -44,15 +45,38 @@ pub(crate) fn write_document(dir: &Path, name: &str, content: &[u8]) -> Result<F
     })
 }
 
+/// Bytes of a file that are copied at a time.
+const PIECE: usize = 1 << 20;
+
 /// Copies a file that goes with a model, such as its tokenizer.
+///
+/// # Errors
+///
+/// [`Error::Changed`] if it changes meanwhile; [`Error::Io`].
 pub(crate) fn copy_companion(from: &Path, to: &Path, relative: &Path) -> Result<FileRecord> {
-    let (source, copy) = (from.join(relative), to.join(relative));
-    if let Some(dir) = copy.parent() {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", e))?;
+    let copy = to.join(relative);
+    for dir in relative.ancestors().skip(1).collect::<Vec<_>>().into_iter().rev() {
+        let dir = to.join(dir);
+        staging::remember_member(&dir);
+        std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, "create", e))?;
     }
     // Through the map, which only opens regular files; and with the mode of a new file, not the source's.
-    let source = MappedFile::open(&source)?;
-    write_document(to, &relative.to_string_lossy(), source.bytes())
+    let source = MappedFile::open(&from.join(relative))?;
+    staging::remember_member(&copy);
+    let failed = |e| Error::io(&copy, "write", e);
+    let file = File::create_new(&copy).map_err(failed)?;
+    let (mut hasher, mut piece, mut bytes) = (blake3::Hasher::new(), Vec::new(), 0);
+    for read in source.bytes().chunks(PIECE) {
+        // What is written is what is hashed, whatever becomes of the source.
+        piece.clear();
+        piece.extend_from_slice(read);
+        hasher.update(&piece);
+        file.write_all_at(&piece, bytes).map_err(failed)?;
+        bytes += piece.len() as u64;
+    }
+    source.check_unchanged()?;
+    let name = relative.to_string_lossy().into_owned();
+    Ok(FileRecord { blake3: Some(hasher.finalize().to_hex().to_string()), bytes, header_blake3: None, name })
 }
 
 /// Writes all of `content` to an empty file.
@@ -76,6 +100,7 @@ pub(crate) fn check_written(file: &File, path: &Path, layout: &FileLayout) -> Re
     match reread() {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::malformed(path, "output: expected to read back what was written, found something else")),
+        Err(e @ Error::Io { .. }) => Err(e),
         Err(e) => Err(Error::malformed(path, format!("output: expected to read back what was written, found {e}"))),
     }
 }
@@ -111,6 +136,7 @@ pub(crate) fn document(model: &Model, plan: &Plan, outcomes: &BTreeMap<usize, Ou
     }
     Document {
         activations: run.activations,
+        blake3: Some(document::NO_HASH.to_owned()),
         calibration: run.calibration,
         format: document::FORMAT.to_owned(),
         kept,

@@ -234,7 +234,12 @@ impl Prepared {
     /// [`crate::Error::NonFinite`] if a weight holds NaN or infinities, [`crate::Error::Changed`] if the model changed
     /// meanwhile, [`crate::Error::Io`] if the outputs cannot be written, [`crate::Error::Usage`] if an observer is a command that
     /// may not run, [`crate::Error::Gates`] if a gate fails.
-    pub fn run(mut self, progress: &dyn Progress) -> Result<QuantizeReport> {
+    pub fn run(self, progress: &dyn Progress) -> Result<QuantizeReport> {
+        let inputs = self.model.watch();
+        self.carry_out(progress).map_err(|error| inputs.explain(error))
+    }
+
+    fn carry_out(mut self, progress: &dyn Progress) -> Result<QuantizeReport> {
         let recipe = &self.request.recipe;
         recipe.observers.check_allowed(recipe.observers_in_use())?;
         let mut chosen = Chosen::default();

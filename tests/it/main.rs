@@ -12,6 +12,7 @@ mod determinism;
 mod directory;
 mod engine;
 mod fake_quant;
+mod faults;
 mod gates;
 mod golden;
 mod hostile;

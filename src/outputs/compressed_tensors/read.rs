@@ -93,6 +93,7 @@ pub(crate) fn describe(model: &Model) -> Result<Document> {
     }
     let kept = (model.tensors().iter().enumerate()).filter(|(tensor, _)| !used.contains(tensor));
     Ok(Document {
+        blake3: None,
         activations,
         calibration: None,
         format: crate::outputs::document::FORMAT.to_owned(),

@@ -4,83 +4,26 @@
 //! where the file system has no such files, under a short random name. A directory is built under such a name. Both
 //! are locked (`flock`) as long as their maker lives, so that a later run can tell debris from work in progress and
 //! remove it. Publishing happens under a lock on the parent directory: of two runs that write the same set of
-//! files, one whole set wins.
+//! files, one whole set wins. What is replaced keeps a temporary name until the whole set is in place and, unless asked
+//! otherwise, on the disk; if something fails before that, it gets its own name back.
+
+mod temporaries;
+
+pub(crate) use temporaries::remember_member;
+pub use temporaries::{abandon_temporaries, remove_temporaries};
 
 use crate::error::{Error, Result, show_path};
-use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
+use std::cell::Cell;
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-
-/// Temporary names that exist right now, for [`remove_temporaries`].
-static TEMPORARIES: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-
-const PREFIX: &str = ".qtool-";
-const SUFFIX: &str = ".tmp";
-/// Hexadecimal digits between both.
-const DIGITS: usize = 8;
-
-/// Removes every temporary file and directory of this process: for signal handlers that are about to exit.
-pub fn remove_temporaries() {
-    let temporaries = TEMPORARIES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    temporaries.iter().for_each(|path| remove_any(path));
-}
-
-/// How often a directory is removed that others may still be filling.
-const REMOVALS: usize = 10;
-
-fn remove_any(path: &Path) {
-    // Best effort: what cannot be removed now is removed by the next run.
-    if std::fs::remove_file(path).is_ok() {
-        return;
-    }
-    for _ in 0..REMOVALS {
-        if std::fs::remove_dir_all(path).is_ok() || !path.exists() {
-            return;
-        }
-    }
-}
-
-/// A temporary name that is removed when dropped, unless it was given away.
-struct Temporary {
-    path: PathBuf,
-    kept: bool,
-    /// Keeps the lock that says that the maker lives.
-    _lock: Option<OwnedFd>,
-}
-
-impl Temporary {
-    fn register(path: PathBuf, lock: Option<OwnedFd>) -> Self {
-        TEMPORARIES.lock().expect("never poisoned").insert(path.clone());
-        Temporary { path, kept: false, _lock: lock }
-    }
-
-    /// Gives what it names its final name by `rename`. A signal that comes meanwhile waits, so that what has just been
-    /// published, or what the temporary name stands for after an exchange, is never taken for something half done.
-    fn publish(mut self, rename: impl FnOnce(&Path) -> Result<(), Errno>) -> Result<PathBuf, Errno> {
-        let mut temporaries = TEMPORARIES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        rename(&self.path)?;
-        temporaries.remove(&self.path);
-        self.kept = true;
-        Ok(self.path.clone())
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        remove_any(&self.path);
-        TEMPORARIES.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&self.path);
-    }
-}
+use temporaries::{Temporary, remove_debris, settle};
 
 /// How carefully outputs are made to last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,15 +55,17 @@ impl StagedFile {
         let (file, temporary) = match rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode) {
             Ok(fd) => (fd, None),
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {
-                let _parent = lock_dir(dir);
+                let _parent = LockedDir::open(dir)?;
                 remove_debris(dir);
-                let (temporary, fd) = with_free_name(dir, |name| {
+                let made = Cell::new(None);
+                let temporary = Temporary::create(dir, |name| {
                     let fd = rustix::fs::open(name, OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC, mode)?;
                     let _ = rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive);
-                    Ok(fd)
+                    made.set(Some(fd));
+                    Ok(None)
                 })
                 .map_err(create)?;
-                (fd, Some(Temporary::register(temporary, None)))
+                (made.take().expect("what was created is open"), Some(temporary))
             }
             Err(e) => return Err(create(e)),
         };
@@ -140,16 +85,17 @@ impl StagedFile {
     /// Gives the file a name in a directory under construction beside its place, so that it can be opened; it goes from there to its own.
     pub(crate) fn show(&mut self, path: PathBuf) -> Result<()> {
         let failed = |e: Errno| Error::io(&path, "create", e);
+        let _settled = settle();
         match self.temporary.take() {
             None => link_open(&self.file, &path).map_err(failed)?,
-            Some(temporary) => drop(temporary.publish(|name| rename(name, &path, false)).map_err(failed)?),
+            Some(temporary) => drop(temporary.publish(&path, false).map_err(failed)?),
         }
-        self.temporary = Some(Temporary::register(path, None));
+        self.temporary = Some(Temporary::of_existing(path));
         Ok(())
     }
 
-    /// Gives the file its name. The caller holds the lock of its directory.
-    fn publish(self, replace: bool) -> Result<()> {
+    /// Gives the file its name. The caller holds the lock of its directory, and has settled.
+    fn publish(self, replace: bool) -> Result<Published> {
         let StagedFile { file, path, temporary } = self;
         let failed = |e: Errno| match e {
             Errno::EXIST => already_exists(&path),
@@ -158,17 +104,15 @@ impl StagedFile {
         if let Ok(existing) = path.metadata() {
             let _ = file.set_permissions(existing.permissions());
         }
+        let identity = identity(&file.metadata().map_err(|e| Error::io(&path, "publish", e))?);
         let link = |to: &Path| link_open(&file, to);
-        let temporary = match temporary {
-            Some(temporary) => temporary,
-            None if !replace => return link(&path).map_err(failed),
-            None => {
-                let (name, ()) = with_free_name(parent(&path), link).map_err(failed)?;
-                Temporary::register(name, None)
-            }
+        let old = match temporary {
+            None if !replace => link(&path).map(|()| None),
+            None => Temporary::create_settled(parent(&path), |name| link(name).map(|()| None))
+                .and_then(|temporary| temporary.publish(&path, replace)),
+            Some(temporary) => temporary.publish(&path, replace),
         };
-        temporary.publish(|name| rename(name, &path, replace)).map_err(failed)?;
-        Ok(())
+        Ok(Published { old: old.map_err(failed)?, identity, path })
     }
 }
 
@@ -176,6 +120,44 @@ impl StagedFile {
 fn link_open(file: &File, to: &Path) -> Result<(), Errno> {
     let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
     rustix::fs::linkat(CWD, unnamed.as_str(), CWD, to, AtFlags::SYMLINK_FOLLOW)
+}
+
+/// A member of a set that has its name, which can be taken back until the whole set has.
+struct Published {
+    path: PathBuf,
+    identity: (u64, u64),
+    /// What it replaced, which is removed when this is dropped.
+    old: Option<Temporary>,
+}
+
+impl Published {
+    /// Puts back what was there before; says what could not be put back.
+    fn take_back(self) -> Option<String> {
+        let Published { path, identity: ours, old } = self;
+        let Some(old) = old else {
+            // What somebody else has put there meanwhile stays.
+            if path.symlink_metadata().is_ok_and(|found| identity(&found) == ours) {
+                let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir_all(&path));
+            }
+            return None;
+        };
+        old.restore(&path).err().map(|old| {
+            let hint = format!("{} could not be put back: {} has its content", show_path(&path), show_path(old.path()));
+            old.give_away();
+            hint
+        })
+    }
+}
+
+/// Puts back everything that was published, last first, after `error`.
+fn take_back(published: Vec<Published>, error: Error) -> Error {
+    let _settled = settle();
+    let hints: Vec<String> = published.into_iter().rev().filter_map(Published::take_back).collect();
+    if hints.is_empty() { error } else { error.with_hint(hints.join("; ")) }
+}
+
+fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 /// An output directory under construction.
@@ -189,46 +171,49 @@ impl StagedDir {
     pub(crate) fn create(path: &Path) -> Result<Self> {
         let path = resolve(path);
         let dir = parent(&path);
-        let _parent = lock_dir(dir);
+        let _parent = LockedDir::open(dir)?;
         remove_debris(dir);
-        let (name, lock) = with_free_name(dir, |name| {
+        let temporary = Temporary::create(dir, |name| {
             rustix::fs::mkdir(name, Mode::from_raw_mode(0o777))?;
-            let fd = rustix::fs::open(name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            let opened = rustix::fs::open(name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+            let fd = opened.inspect_err(|_| {
+                let _ = std::fs::remove_dir(name);
+            })?;
             let _ = rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive);
-            Ok(fd)
-        })
-        .map_err(|e| Error::io(&path, "create", e))?;
-        Ok(StagedDir { temporary: Temporary::register(name, Some(lock)), path })
+            Ok(Some(fd))
+        });
+        Ok(StagedDir { temporary: temporary.map_err(|e| Error::io(&path, "create", e))?, path })
     }
 
     /// Where it is being built.
     pub(crate) fn building(&self) -> &Path {
-        &self.temporary.path
+        self.temporary.path()
     }
 
     /// Gives the directory its name; one that was there is removed if `replace`.
     pub(crate) fn publish(self, replace: bool, durability: Durability) -> Result<()> {
         let StagedDir { temporary, path } = self;
-        let _parent = lock_dir(parent(&path));
+        let parent = LockedDir::open(parent(&path))?;
         let failed = |e: Errno| match e {
             Errno::EXIST | Errno::NOTEMPTY => already_exists(&path),
             e => Error::io(&path, "publish", e),
         };
-        if replace && path.exists() {
-            // The old directory takes the temporary name, and goes once the new one is sure to stay.
-            let exchange = |name: &Path| rustix::fs::renameat_with(CWD, name, CWD, &path, RenameFlags::EXCHANGE);
-            let old = temporary.publish(exchange).map_err(failed)?;
-            sync_dir(parent(&path), durability)?;
-            remove_any(&old);
-            return Ok(());
+        let identity = identity(&temporary.path().metadata().map_err(|e| Error::io(&path, "publish", e))?);
+        let settled = settle();
+        let old = temporary.publish(&path, replace).map_err(failed)?;
+        let published = vec![Published { path, identity, old }];
+        drop(settled);
+        match parent.sync(durability) {
+            // The old directory goes, now that the new one is sure to stay.
+            Ok(()) => Ok(()),
+            Err(error) => Err(take_back(published, error)),
         }
-        temporary.publish(|name| rename(name, &path, false)).map_err(failed)?;
-        sync_dir(parent(&path), durability)
     }
 }
 
 /// A new file of `len` allocated bytes in a directory under construction.
 pub(crate) fn create_allocated(path: &Path, len: u64) -> Result<File> {
+    remember_member(path);
     let file = File::options().read(true).write(true).create_new(true).open(path).map_err(|e| Error::io(path, "create", e))?;
     preallocate(&file, len).map_err(|e| Error::io(path, "allocate", e))?;
     Ok(file)
@@ -242,21 +227,25 @@ pub(crate) fn sync_files(files: &[StagedFile], durability: Durability) -> Result
     }
 }
 
-/// Publishes files of one set in order, all of them or an error; they may be in different directories.
+/// Publishes files of one set in order, all of them or, with an error, none; they may be in different directories.
 pub(crate) fn publish_files(files: Vec<StagedFile>, replace: bool, durability: Durability) -> Result<()> {
     let dirs: BTreeSet<PathBuf> = files.iter().map(|staged| parent(&staged.path).to_owned()).collect();
-    let _locks: Vec<Option<OwnedFd>> = dirs.iter().map(|dir| lock_dir(dir)).collect();
+    let dirs: Vec<LockedDir> = dirs.iter().map(|dir| LockedDir::open(dir)).collect::<Result<_>>()?;
     if let Some(staged) = files.iter().find(|staged| !replace && staged.path.symlink_metadata().is_ok()) {
         return Err(already_exists(&staged.path));
     }
     if replace {
-        // A run that was killed while it replaced a file may have left the new one under its temporary name.
-        dirs.iter().for_each(|dir| remove_debris(dir));
+        // A run that was killed while it replaced a file may have left the old or the new one under a temporary name.
+        dirs.iter().for_each(|dir| remove_debris(&dir.path));
     }
-    for staged in files {
-        staged.publish(replace)?;
+    let settled = settle();
+    let mut published = Vec::with_capacity(files.len());
+    let done = files.into_iter().try_for_each(|staged| staged.publish(replace).map(|member| published.push(member)));
+    drop(settled);
+    match done.and_then(|()| dirs.iter().try_for_each(|dir| dir.sync(durability))) {
+        Ok(()) => Ok(()),
+        Err(error) => Err(take_back(published, error)),
     }
-    dirs.iter().try_for_each(|dir| sync_dir(dir, durability))
 }
 
 /// Writes one file that appears whole, or not at all.
@@ -291,14 +280,7 @@ pub(crate) fn sync_tree(dir: &Path, durability: Durability) -> Result<()> {
             File::open(&path).and_then(|file| file.sync_all()).map_err(|e| Error::io(&path, "fsync", e))?;
         }
     }
-    sync_dir(dir, durability)
-}
-
-fn sync_dir(dir: &Path, durability: Durability) -> Result<()> {
-    match durability {
-        Durability::None => Ok(()),
-        Durability::Fsync => File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(dir, "fsync", e)),
-    }
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(dir, "fsync", e))
 }
 
 /// The error for an output that is in the way.
@@ -321,57 +303,36 @@ pub(crate) fn resolve(path: &Path) -> PathBuf {
     path.canonicalize().ok().or_else(beside).unwrap_or_else(|| path.to_owned())
 }
 
-/// Holds others off while names change. File systems without locks are used without.
-fn lock_dir(dir: &Path) -> Option<OwnedFd> {
-    let fd = rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    rustix::fs::flock(&fd, FlockOperation::LockExclusive).ok()?;
-    Some(fd)
+/// A directory that others are held off while names in it change. File systems without locks are used without.
+struct LockedDir {
+    path: PathBuf,
+    fd: OwnedFd,
 }
 
-/// Removes temporaries of `dir` whose maker is gone: nobody holds their lock.
-fn remove_debris(dir: &Path) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let digits = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(SUFFIX)).unwrap_or_default();
-        let is_ours = digits.len() == DIGITS && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        let is_owned = entry.metadata().is_ok_and(|metadata| metadata.uid() == rustix::process::geteuid().as_raw());
-        if !(is_ours && is_owned) {
-            continue;
+impl LockedDir {
+    fn open(dir: &Path) -> Result<Self> {
+        let opened = rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let fd = opened.map_err(|e| Error::io(dir, "open output directory", e))?;
+        loop {
+            match rustix::fs::flock(&fd, FlockOperation::LockExclusive) {
+                Ok(()) | Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::BADF) => break,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(Error::io(dir, "lock output directory", e)),
+            }
         }
-        let Ok(fd) = rustix::fs::open(entry.path(), OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
-        else {
-            continue;
-        };
-        if rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            remove_any(&entry.path());
-        }
+        Ok(LockedDir { path: dir.to_owned(), fd })
     }
-}
 
-/// Calls `make` with fresh random names in `dir` until one is free.
-fn with_free_name<T>(dir: &Path, make: impl Fn(&Path) -> Result<T, Errno>) -> Result<(PathBuf, T), Errno> {
-    use std::hash::{BuildHasher, RandomState};
-    for attempt in 0..100u32 {
-        let name = dir.join(format!("{PREFIX}{:08x}{SUFFIX}", RandomState::new().hash_one(attempt) as u32));
-        match make(&name) {
-            Err(Errno::EXIST) => continue,
-            Err(e) => return Err(e),
-            Ok(made) => return Ok((name, made)),
+    /// Makes names in it last.
+    fn sync(&self, durability: Durability) -> Result<()> {
+        match durability {
+            Durability::None => Ok(()),
+            Durability::Fsync => match rustix::fs::fsync(&self.fd) {
+                // Some file systems cannot, and need not.
+                Err(Errno::INVAL) => Ok(()),
+                other => other.map_err(|e| Error::io(&self.path, "fsync", e)),
+            },
         }
-    }
-    Err(Errno::EXIST)
-}
-
-/// Renames, atomically refusing to replace anything unless `replace`.
-fn rename(from: &Path, to: &Path, replace: bool) -> Result<(), Errno> {
-    if replace {
-        return rustix::fs::renameat(CWD, from, CWD, to);
-    }
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // File systems that cannot refuse: the lock on the directory keeps other runs of this program away.
-        Err(Errno::INVAL | Errno::NOSYS) if to.symlink_metadata().is_err() => rustix::fs::renameat(CWD, from, CWD, to),
-        other => other,
     }
 }
 

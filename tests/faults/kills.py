@@ -1,0 +1,61 @@
+"""SIGKILL at every system call that writes, one at a time, and at random times."""
+
+import random
+import signal
+import time
+
+import trace
+
+
+def at_every_call(workers, findings):
+    """Kills the program at the entry of every call of `trace.CALLS`, for every form."""
+    for form in workers.forms:
+        with workers.scene(form) as scene:
+            points = trace.points(scene)
+        findings.count("calls", len(points))
+
+        def trial(scene, point):
+            call, n, line = point
+            scene.reset()
+            run, _ = trace.injected(scene, call, f"signal=KILL:when={n}")
+            if run.code == -signal.SIGKILL:
+                findings.count("kills that landed")
+            problem, state, debris = scene.after_kill()
+            findings.count(f"ended {state}")
+            findings.count("left debris for the next run", bool(debris))
+            if scene.form.in_place and state == "mixed":
+                findings.count("between sidecar and weights in place")
+            findings.check(problem, f"{form.name}: {call} {n}: {line}")
+
+        workers.each(form, points, trial)
+
+
+def at_random_times(workers, findings, wanted):
+    """Kills the program after a random part of the time that it takes, until `wanted` kills have landed."""
+    per_form = -(-wanted // len(workers.large_forms))
+    for form in workers.large_forms:
+        with workers.scene(form) as scene:
+            times = []
+            for _ in range(5):
+                scene.reset()
+                times.append(scene.run().seconds)
+        typical = sorted(times)[2]
+        landed = []
+
+        def trial(scene, seed):
+            if len(landed) >= per_form:
+                return
+            scene.reset()
+            child = scene.start()
+            time.sleep(random.Random(f"{form.name} {seed}").uniform(0, 1.1 * typical))
+            child.kill()
+            child.communicate()
+            if child.returncode == -signal.SIGKILL:
+                landed.append(seed)
+                findings.count("kills that landed")
+            problem, state, debris = scene.after_kill()
+            findings.count(f"ended {state}")
+            findings.count("left debris for the next run", bool(debris))
+            findings.check(problem, f"{form.name}: attempt {seed}")
+
+        workers.each(form, range(4 * per_form), trial)

@@ -1,0 +1,245 @@
+//! Faults while an output is written: the program is killed at a call, or the call fails. `tests/faults` has the long run of it, with every
+//! call and every form of output.
+//!
+//! strace makes the faults; where it cannot be used, these tests say so and are skipped.
+
+use crate::support::{FIXTURE, QTOOL, Run, Workdir, finish, names};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+
+/// Content by name; directories have none.
+type State = BTreeMap<String, Option<Vec<u8>>>;
+
+/// An output that is replaced: the directory, what it held before and what it will hold.
+struct Scene {
+    dir: Workdir,
+    command: &'static str,
+    output: &'static str,
+    old: State,
+    new: State,
+}
+
+#[derive(Debug, PartialEq)]
+enum Found {
+    Old,
+    New,
+    /// Each member is whole, but not all are of one side.
+    Mixed,
+    /// A member is neither old nor new.
+    Torn,
+}
+
+const FILE: (&str, &str) = ("quantize model.safetensors -o q.safetensors --force --quiet --threads 1", "q.safetensors");
+const DIRECTORY: (&str, &str) = ("quantize m -o q --force --quiet --threads 1", "q");
+
+impl Scene {
+    fn new((command, output): (&'static str, &'static str)) -> Self {
+        let dir = Workdir::new();
+        dir.write("model.safetensors", fs::read(FIXTURE).unwrap());
+        dir.write("m/model.safetensors", fs::read(FIXTURE).unwrap());
+        dir.write("m/sub/tokenizer.json", "{}");
+        let mut scene = Scene { dir, command, output, old: State::new(), new: State::new() };
+        scene.new = scene.after(&[]);
+        scene.old = scene.after(&["--weights", "uint8"]);
+        assert!(scene.new != scene.old);
+        scene
+    }
+
+    fn after(&self, options: &[&str]) -> State {
+        self.dir.run(self.command.split(' ').chain(options.iter().copied())).expect(0);
+        self.dir.expect_no_temporaries();
+        self.state().0
+    }
+
+    /// What is there but temporaries, and these.
+    fn state(&self) -> (State, Vec<String>) {
+        let (debris, names): (Vec<_>, Vec<_>) = names(&self.dir.path("")).into_iter().partition(|name| name.starts_with(".qtool-"));
+        (names.into_iter().map(|name| (name.clone(), fs::read(self.dir.path(name)).ok())).collect(), debris)
+    }
+
+    fn judge(&self, found: &State) -> Found {
+        if *found == self.old {
+            return Found::Old;
+        }
+        if *found == self.new {
+            return Found::New;
+        }
+        let is_whole =
+            |(name, content): (&String, &Option<Vec<u8>>)| [&self.old, &self.new].iter().any(|side| side.get(name) == Some(content));
+        if found.iter().all(is_whole) && self.old.keys().all(|name| found.contains_key(name)) { Found::Mixed } else { Found::Torn }
+    }
+
+    /// Puts the old output back.
+    fn reset(&self) {
+        self.dir.run(self.command.split(' ').chain(["--weights", "uint8"])).expect(0);
+        assert_eq!(self.judge(&self.state().0), Found::Old);
+        self.dir.expect_no_temporaries();
+    }
+
+    /// A run with `fault`, such as `signal=KILL:when=2`, at `call`.
+    fn run_with(&self, call: &str, fault: &str) -> Run {
+        let mut command = self.dir.command("strace");
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &format!("inject={call}:{fault}"), QTOOL]);
+        finish(command.args(self.command.split(' ')))
+    }
+}
+
+/// Whether faults can be made here.
+fn can_trace(dir: &Workdir) -> bool {
+    let probe = dir.command("strace").args(["-f", "-o", "/dev/null", "-e", "inject=sync:error=EIO:when=1", "true"]).output();
+    let can = probe.is_ok_and(|done| done.status.success());
+    if !can {
+        eprintln!("skipped: strace cannot be used here");
+    }
+    can
+}
+
+#[test]
+fn killed_at_a_call_it_leaves_the_old_output_or_the_new_one() {
+    for form in [FILE, DIRECTORY] {
+        let scene = Scene::new(form);
+        if !can_trace(&scene.dir) {
+            return;
+        }
+        let mut landed = 0;
+        for call in ["fallocate", "pwrite64", "fsync", "linkat", "renameat2", "mkdir", "unlink", "unlinkat"] {
+            for n in 1..=3 {
+                let run = scene.run_with(call, &format!("signal=KILL:when={n}"));
+                if run.status.signal() != Some(9) {
+                    scene.reset();
+                    break;
+                }
+                landed += 1;
+                match scene.judge(&scene.state().0) {
+                    Found::Old | Found::New => drop(scene.dir.ok(&format!("verify {}", scene.output))),
+                    Found::Mixed => drop(scene.dir.fails(&format!("verify {}", scene.output), 3)),
+                    Found::Torn => panic!("{call} {n}: {run}"),
+                }
+                // The next run removes what is left.
+                scene.reset();
+            }
+        }
+        assert!(landed >= 10, "{}: {landed} kills landed", scene.output);
+    }
+}
+
+#[test]
+fn a_call_that_fails_leaves_the_old_output_and_nothing_else() {
+    for form in [FILE, DIRECTORY] {
+        let scene = Scene::new(form);
+        if !can_trace(&scene.dir) {
+            return;
+        }
+        let mut failed = 0;
+        for (call, error) in [
+            ("fallocate", "ENOSPC"),
+            ("pwrite64", "EDQUOT"),
+            ("fsync", "EIO"),
+            ("linkat", "EIO"),
+            ("renameat2", "ENOSPC"),
+            ("mkdir", "EDQUOT"),
+        ] {
+            for when in ["1", "2", "3", "4", "5", "1+", "2+", "3+"] {
+                let run = scene.run_with(call, &format!("error={error}:when={when}"));
+                let (found, debris) = scene.state();
+                match run.status.code() {
+                    Some(0) => assert_eq!(scene.judge(&found), Found::New, "{error} at {call} {when}: {run}"),
+                    Some(4) => {
+                        failed += 1;
+                        run.expect_one_error();
+                        assert_eq!(scene.judge(&found), Found::Old, "{error} at {call} {when}: {run}");
+                    }
+                    _ => panic!("{error} at {call} {when}: {run}"),
+                }
+                assert!(debris.is_empty(), "{error} at {call} {when} left {debris:?}: {run}");
+                scene.reset();
+            }
+        }
+        assert!(failed >= 20, "{}: {failed} runs failed", scene.output);
+    }
+}
+
+/// What the tests above take for granted: a writer without staging would not pass.
+#[test]
+fn a_writer_in_place_would_be_caught() {
+    let scene = Scene::new(FILE);
+    assert_eq!(scene.judge(&scene.state().0), Found::Old);
+    let half = scene.dir.read("q.safetensors").len() / 2;
+    let mut state = scene.new.clone();
+    state.get_mut("q.safetensors").unwrap().as_mut().unwrap().truncate(half);
+    assert_eq!(scene.judge(&state), Found::Torn);
+    let mut state = scene.old.clone();
+    state.insert("q.safetensors".into(), scene.new["q.safetensors"].clone());
+    assert_eq!(scene.judge(&state), Found::Mixed);
+    state.remove("q.json");
+    assert_eq!(scene.judge(&state), Found::Torn);
+}
+
+/// File systems without files that have no name, and those that cannot exchange names.
+#[test]
+fn file_systems_that_can_less_are_written_to_as_safely() {
+    let scene = Scene::new(FILE);
+    if !can_trace(&scene.dir) {
+        return;
+    }
+    scene.run_with("renameat2", "error=EINVAL:when=1+").expect(0);
+    assert_eq!(scene.judge(&scene.state().0), Found::New);
+    scene.dir.expect_no_temporaries();
+    scene.reset();
+    // Neither exchange nor, for the second member, any other name: the first gets its old content back.
+    let mut command = scene.dir.command("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=renameat2,renameat", "-e", "inject=renameat2:error=EINVAL:when=1+"]);
+    command.args(["-e", "inject=renameat:error=EIO:when=2", QTOOL]);
+    finish(command.args(scene.command.split(' '))).expect(4);
+    assert_eq!(scene.judge(&scene.state().0), Found::Old);
+    scene.dir.expect_no_temporaries();
+}
+
+/// A change at a time that is sure to be in the middle: while the output waits for the disk.
+#[test]
+fn an_input_that_changes_before_the_end_is_noticed() {
+    let scene = Scene::new(FILE);
+    if !can_trace(&scene.dir) {
+        return;
+    }
+    let original = scene.dir.read("model.safetensors");
+    let path = scene.dir.path("model.safetensors");
+    let changes: [(&str, Vec<u8>); 3] = [
+        ("truncated", original[..original.len() / 2].into()),
+        ("grown", [&original[..], b"x"].concat()),
+        ("modified", vec![1; original.len()]),
+    ];
+    for (what, content) in changes {
+        std::thread::scope(|scope| {
+            let changing = scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(300));
+                fs::write(&path, &content).unwrap();
+            });
+            let run = scene.run_with("fsync", "delay_enter=900000:when=1").expect(5);
+            assert!(run.stderr.contains(what), "{run}");
+            run.expect_one_error();
+            changing.join().unwrap();
+        });
+        fs::write(&path, &original).unwrap();
+        assert_eq!(scene.judge(&scene.state().0), Found::Old, "{what}");
+    }
+}
+
+#[test]
+fn tight_limits_end_in_documented_errors_and_leave_nothing() {
+    let scene = Scene::new(DIRECTORY);
+    for limit in ["-n 4", "-n 5", "-n 6", "-n 7", "-n 8", "-s 64", "-s 128", "-f 0", "-f 16"] {
+        let run = scene.dir.run_after(&format!("ulimit {limit}"), scene.command.split(' '));
+        let (found, debris) = scene.state();
+        match run.status.code() {
+            Some(0) => assert_eq!(scene.judge(&found), Found::New, "{limit}: {run}"),
+            // The loader itself opens files.
+            Some(127) if run.stderr.contains("shared librar") => {}
+            Some(4) => assert_eq!(scene.judge(&found), Found::Old, "{limit}: {run}"),
+            _ => panic!("{limit}: {run}"),
+        }
+        assert!(debris.is_empty(), "{limit}: {debris:?}");
+        scene.reset();
+    }
+}

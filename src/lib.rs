@@ -59,8 +59,12 @@ pub mod compare;
 pub mod dequantize;
 pub mod error;
 pub mod formats;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod graph;
 pub mod inspect;
+pub mod limits;
 pub mod method;
 pub mod model;
 pub mod observers;

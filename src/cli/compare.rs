@@ -2,7 +2,6 @@
 
 use super::progress::Bar;
 use super::{Done, options, print};
-use qtool::calibration::samples::SampleLimits;
 use qtool::compare::{Gates, OutputComparison, OutputRequest, compare, compare_outputs, details};
 use qtool::error::show_name;
 use qtool::report::distribution::COUNTED;
@@ -87,7 +86,7 @@ fn run_onnx(arguments: &Arguments, gates: &Gates) -> Done {
         quantized: arguments.quantized.clone(),
         samples: arguments.samples.clone(),
         limit: arguments.samples_limit,
-        limits: SampleLimits::default(),
+        limits: arguments.read.limits().samples,
         layers: arguments.layers,
         read: arguments.read.options(),
         threads: arguments.threads.count(),

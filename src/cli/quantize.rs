@@ -312,7 +312,7 @@ impl Arguments {
             max_drop: self.max_drop,
             emit_recipe: self.emit_recipe.clone(),
             page: self.report.clone(),
-            calibration: CalibrationRequest { stats: self.stats.clone(), ranges: self.ranges.clone(), ..self.samples.request() },
+            calibration: CalibrationRequest { stats: self.stats.clone(), ranges: self.ranges.clone(), ..self.samples.request(&self.read) },
         })
     }
 }

@@ -59,9 +59,13 @@ pub mod compare;
 pub mod dequantize;
 pub mod error;
 pub mod formats;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gates;
 mod graph;
 pub mod inspect;
+pub mod limits;
 pub mod lint;
 pub mod method;
 pub mod model;

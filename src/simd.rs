@@ -37,6 +37,10 @@ impl InstructionSet {
 
 /// The instruction set in use: the widest that this processor has, or a narrower one that `QTOOL_SIMD` asks for.
 pub fn instruction_set() -> InstructionSet {
+    #[cfg(feature = "fuzzing")]
+    if let Some(set) = crate::fuzzing::FORCED.get() {
+        return set;
+    }
     static CHOSEN: OnceLock<InstructionSet> = OnceLock::new();
     *CHOSEN.get_or_init(|| {
         let widest = widest();
@@ -48,8 +52,9 @@ pub fn instruction_set() -> InstructionSet {
     })
 }
 
+/// The widest that this processor has.
 #[cfg(target_arch = "x86_64")]
-fn widest() -> InstructionSet {
+pub(crate) fn widest() -> InstructionSet {
     let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
     let has_avx512 = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
@@ -64,8 +69,9 @@ fn widest() -> InstructionSet {
     }
 }
 
+/// The widest that this processor has.
 #[cfg(not(target_arch = "x86_64"))]
-fn widest() -> InstructionSet {
+pub(crate) fn widest() -> InstructionSet {
     InstructionSet::Baseline
 }
 

@@ -138,7 +138,7 @@ impl AdaRound {
 
 dispatched! {
     /// `target += factor * source`, entry by entry.
-    fn add_multiple(target: &mut [f32], factor: f32, source: &[f32]) -> () {
+    pub(crate) fn add_multiple(target: &mut [f32], factor: f32, source: &[f32]) -> () {
         for (target, source) in target.iter_mut().zip(source) {
             *target += factor * source;
         }

@@ -107,7 +107,7 @@ dispatched! {
 
 dispatched! {
     /// `target -= factor * source`, entry by entry.
-    fn subtract_multiple(target: &mut [f64], factor: f64, source: &[f64]) -> () {
+    pub(crate) fn subtract_multiple(target: &mut [f64], factor: f64, source: &[f64]) -> () {
         for (target, source) in target.iter_mut().zip(source) {
             *target -= factor * source;
         }

@@ -180,7 +180,7 @@ const AT_A_TIME: usize = WIDTH / 2;
 
 dispatched! {
     /// `sums[k] += sum over a of panel[a][k] * errors[a]`, in the order of `a`.
-    fn add_errors(panel: &[[f32; WIDTH]], errors: &[Lane], sums: &mut [Lane; WIDTH]) -> () {
+    pub(crate) fn add_errors(panel: &[[f32; WIDTH]], errors: &[Lane], sums: &mut [Lane; WIDTH]) -> () {
         for first in (0..WIDTH).step_by(AT_A_TIME) {
             let mut local: [Lane; AT_A_TIME] = std::array::from_fn(|k| sums[first + k]);
             for (coefficients, errors) in panel.iter().zip(errors) {

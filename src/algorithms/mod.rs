@@ -4,7 +4,7 @@
 //! least. A new one is a file with an implementation, its `mod` line and its entry in [`ROUNDINGS`]; the command line,
 //! recipes, help and the conformance tests read the table.
 
-mod adaround;
+pub(crate) mod adaround;
 pub(crate) mod blocks;
 mod gptq;
 pub(crate) mod hessian;

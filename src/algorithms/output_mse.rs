@@ -137,7 +137,7 @@ const LANES: usize = 16;
 
 dispatched! {
     /// `sum of weights[i] * error[i]^2`, in lanes.
-    fn weighted_error(values: &[f32], weights: &[f32], params: Params, clip: Grid) -> f32 {
+    pub(crate) fn weighted_error(values: &[f32], weights: &[f32], params: Params, clip: Grid) -> f32 {
         let mut sums = [0f32; LANES];
         for (values, weights) in values.chunks(LANES).zip(weights.chunks(LANES)) {
             for ((sum, value), weight) in sums.iter_mut().zip(values).zip(weights) {
@@ -151,7 +151,7 @@ dispatched! {
 
 dispatched! {
     /// The sum of products, in lanes.
-    fn dot(left: &[f32], right: &[f32]) -> f32 {
+    pub(crate) fn dot(left: &[f32], right: &[f32]) -> f32 {
         let mut sums = [0f32; LANES];
         for (left, right) in left.chunks(LANES).zip(right.chunks(LANES)) {
             for ((sum, left), right) in sums.iter_mut().zip(left).zip(right) {

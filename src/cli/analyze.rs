@@ -44,7 +44,7 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     let request = AnalyzeRequest {
         model: arguments.model.clone(),
         recipe,
-        calibration: arguments.samples.request(),
+        calibration: arguments.samples.request(&arguments.read),
         read: arguments.read.options(),
         threads: arguments.threads.count(),
     };

@@ -53,7 +53,7 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     let bar = Bar::new(arguments.print.quiet);
     let request = CalibrateRequest {
         model: arguments.model.clone(),
-        calibration: CalibrationRequest { part: arguments.part, ..arguments.samples.request() },
+        calibration: CalibrationRequest { part: arguments.part, ..arguments.samples.request(&arguments.read) },
         observer: arguments.activation_observer.clone(),
         ranges_only: arguments.ranges_only,
         output: arguments.output.clone(),

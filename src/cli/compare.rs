@@ -3,7 +3,6 @@
 use super::progress::Bar;
 use super::quantize::value;
 use super::{Done, options, print};
-use qtool::calibration::samples::SampleLimits;
 use qtool::compare::{OutputComparison, OutputRequest, compare, compare_outputs, details};
 use qtool::gates::{self, GateRow, Gates, Kind, Limit};
 use qtool::report::distribution::COUNTED;
@@ -105,7 +104,7 @@ fn judge_outputs(arguments: &Arguments, gates: &Gates) -> Result<Judgement, prin
         quantized: arguments.quantized.clone(),
         samples: arguments.samples.clone(),
         limit: arguments.samples_limit,
-        limits: SampleLimits::default(),
+        limits: arguments.read.limits().samples,
         layers: arguments.layers,
         read: arguments.read.options(),
         threads: arguments.threads.count(),

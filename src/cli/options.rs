@@ -2,10 +2,10 @@
 
 use super::print;
 use clap::{Args, ValueEnum};
-use qtool::calibration::samples::SampleLimits;
 use qtool::error::escape;
 use qtool::formats::ReadOptions;
-use qtool::gates::{GateRow, Limit};
+use qtool::gates::{self, GateRow};
+use qtool::limits::{self, LIMITS, LimitEntry, Limits};
 use qtool::outputs::staging::Durability;
 use qtool::pipeline::CalibrationRequest;
 use qtool::report::html;
@@ -20,12 +20,57 @@ pub(super) struct Read {
     /// Let symbolic links lead out of a model's directory
     #[arg(long)]
     follow_symlinks: bool,
+    /// Change a bound on what files may ask for, for files that you trust; repeatable
+    #[arg(long = "limit", value_name = "NAME=VALUE", value_parser = parse_limit, long_help = limits_help())]
+    limits: Vec<Bound>,
 }
 
 impl Read {
+    /// As the readers of models take it.
     pub(super) fn options(&self) -> ReadOptions {
-        ReadOptions { follow_symlinks: self.follow_symlinks, ..ReadOptions::default() }
+        ReadOptions { follow_symlinks: self.follow_symlinks, ..self.limits().read }
     }
+
+    /// All bounds, of which later ones win.
+    pub(super) fn limits(&self) -> Limits {
+        let mut limits = Limits::default();
+        for Bound { entry, value } in &self.limits {
+            entry.set(&mut limits, *value).expect("the value was checked when it was parsed");
+        }
+        limits
+    }
+}
+
+/// A bound and what it is set to.
+#[derive(Clone, Copy)]
+struct Bound {
+    entry: &'static LimitEntry,
+    value: u64,
+}
+
+fn parse_limit(text: &str) -> Result<Bound, String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("expected NAME=VALUE, found {text:?}"))?;
+    let entry = limits::find(name).map_err(|error| error.to_string())?;
+    let value = match entry.is_bytes {
+        true => parse_size(value)?,
+        false => value.parse().map_err(|_| format!("expected a number, found {value:?}"))?,
+    };
+    entry.set(&mut Limits::default(), value).map_err(|error| error.to_string())?;
+    Ok(Bound { entry, value })
+}
+
+/// Every bound with its default.
+fn limits_help() -> String {
+    let default = Limits::default();
+    let line = |entry: &LimitEntry| {
+        let most = if entry.most == u64::MAX { String::new() } else { format!(", at most {}", entry.most) };
+        format!("  {:17} {} [default: {}{most}]", entry.name, entry.help, entry.get(&default))
+    };
+    let lines: Vec<String> = LIMITS.iter().map(line).collect();
+    format!(
+        "Change a bound on what files may ask for, for files that you trust; repeatable. A file beyond one is refused.\n\n{}",
+        lines.join("\n")
+    )
 }
 
 /// How much a command prints.
@@ -63,19 +108,21 @@ pub(super) struct Samples {
     /// Leave out recorded inputs that belong to no layer
     #[arg(long)]
     pub ignore_unused: bool,
-    /// Largest sample, in memory
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
-    pub max_sample_bytes: u64,
+    /// Largest sample, in memory: as --limit sample-bytes=SIZE [default: 256MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_sample_bytes: Option<u64>,
 }
 
 impl Samples {
     /// As the library takes it.
-    pub(super) fn request(&self) -> CalibrationRequest {
+    pub(super) fn request(&self, read: &Read) -> CalibrationRequest {
+        let mut limits = read.limits().samples;
+        limits.max_sample_bytes = self.max_sample_bytes.unwrap_or(limits.max_sample_bytes);
         CalibrationRequest {
             samples: self.samples.clone(),
             limit: self.samples_limit,
             ignore_unused: self.ignore_unused,
-            limits: SampleLimits { max_sample_bytes: self.max_sample_bytes, ..SampleLimits::default() },
+            limits,
             ..CalibrationRequest::default()
         }
     }
@@ -141,22 +188,22 @@ impl Report {
 #[derive(Args)]
 pub(super) struct Gates {
     /// Largest mean squared error; NUMBER or PATTERN=NUMBER as --min-sqnr
-    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = super::quantize::value::<Limit>)]
-    max_mse: Vec<Limit>,
+    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = super::quantize::value::<gates::Limit>)]
+    max_mse: Vec<gates::Limit>,
     /// Least cosine; NUMBER or PATTERN=NUMBER as --min-sqnr
-    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = super::quantize::value::<Limit>)]
-    min_cosine: Vec<Limit>,
+    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = super::quantize::value::<gates::Limit>)]
+    min_cosine: Vec<gates::Limit>,
     /// Largest absolute error; NUMBER or PATTERN=NUMBER as --min-sqnr
-    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = super::quantize::value::<Limit>)]
-    max_abs: Vec<Limit>,
+    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = super::quantize::value::<gates::Limit>)]
+    max_abs: Vec<gates::Limit>,
     /// Least share of rows of an output whose largest value is in the same place, from 0 to 1; NUMBER or PATTERN=NUMBER as --min-sqnr
-    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = super::quantize::value::<Limit>)]
-    min_top1: Vec<Limit>,
+    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = super::quantize::value::<gates::Limit>)]
+    min_top1: Vec<gates::Limit>,
 }
 
 impl Gates {
     /// As the library takes them.
-    pub(super) fn with_min_sqnr(&self, min_sqnr: &[Limit]) -> qtool::gates::Gates {
+    pub(super) fn with_min_sqnr(&self, min_sqnr: &[gates::Limit]) -> qtool::gates::Gates {
         qtool::gates::Gates {
             min_sqnr: min_sqnr.to_vec(),
             max_mse: self.max_mse.clone(),

@@ -363,7 +363,7 @@ impl Arguments {
             } else {
                 Some(LINT_TARGETS.iter().find(|name| target.is_some_and(|target| target.name == **name)).copied().unwrap_or(ANY))
             },
-            calibration: CalibrationRequest { stats: self.stats.clone(), ranges: self.ranges.clone(), ..self.samples.request() },
+            calibration: CalibrationRequest { stats: self.stats.clone(), ranges: self.ranges.clone(), ..self.samples.request(&self.read) },
         })
     }
 }

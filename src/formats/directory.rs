@@ -8,6 +8,7 @@
 use super::mmap::{Identity, MappedFile};
 use super::{ReadOptions, parse_object, safetensors, shorten};
 use crate::error::{Error, Result, show_name};
+use crate::limits::raised_by;
 use crate::model::{Layout, Model};
 use crate::outputs::document::{DIRECTORY_SIDECAR, Document};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -92,7 +93,8 @@ fn read_index(path: &Path, options: &ReadOptions) -> Result<BTreeMap<String, Str
     let malformed = |message: String| Error::malformed(path, format!("index: {message}"));
     if file.bytes().len() as u64 > options.max_header_bytes {
         let found = file.bytes().len() as u64;
-        return Err(Error::Limit { file: path.to_owned(), what: "bytes of the index".into(), limit: options.max_header_bytes, found });
+        let error = Error::Limit { file: path.to_owned(), what: "bytes of the index".into(), limit: options.max_header_bytes, found };
+        return Err(raised_by(error, "header-bytes"));
     }
     let text = std::str::from_utf8(file.bytes()).map_err(|e| malformed(format!("expected UTF-8, found {e}")))?;
     let members = parse_object(text).map_err(|e| malformed(format!("expected a JSON object, found {e}")))?;
@@ -111,7 +113,8 @@ fn read_index(path: &Path, options: &ReadOptions) -> Result<BTreeMap<String, Str
     }
     let shards = weight_map.values().collect::<BTreeSet<_>>().len() as u64;
     if shards > options.max_shards {
-        return Err(Error::Limit { file: path.to_owned(), what: "shards".into(), limit: options.max_shards, found: shards });
+        let error = Error::Limit { file: path.to_owned(), what: "shards".into(), limit: options.max_shards, found: shards };
+        return Err(raised_by(error, "shards"));
     }
     Ok(weight_map)
 }

@@ -27,10 +27,14 @@ pub struct ReadOptions {
     pub max_rank: u64,
     /// Longest tensor name, in bytes. Default: 1 MiB.
     pub max_name_bytes: u64,
+    /// Most elements of a tensor. Default: 2^40.
+    pub max_elements: u64,
     /// Most shards of a model. Default: 100,000.
     pub max_shards: u64,
     /// Most nodes, and most initializers, of an ONNX model. Default: 1,000,000.
     pub max_nodes: u64,
+    /// Deepest nesting of messages in ONNX files. Default: 100, as the reference implementation of protocol buffers.
+    pub max_nesting: u64,
     /// Memory that an ONNX graph may take, weights aside, in bytes. Default: 1 GiB, ten times what large models need.
     pub max_graph_bytes: u64,
     /// Whether symbolic links may lead out of a model's directory. Default: no.
@@ -43,8 +47,10 @@ impl Default for ReadOptions {
             max_header_bytes: 100_000_000,
             max_rank: 64,
             max_name_bytes: 1 << 20,
+            max_elements: 1 << 40,
             max_shards: 100_000,
             max_nodes: 1_000_000,
+            max_nesting: onnx::wire::MAX_DEPTH,
             max_graph_bytes: onnx::proto::MAX_GRAPH_BYTES,
             follow_symlinks: false,
         }
@@ -110,7 +116,15 @@ pub fn open(path: &Path, options: &ReadOptions) -> Result<Model> {
     (format.open)(file, options)
 }
 
-/// One safetensors file with default bounds, for files of our own.
+/// One safetensors file that was just written: with no bounds, as it is as large as what was read within whatever bounds.
+pub(crate) fn read_written_safetensors(file: MappedFile) -> Result<(crate::model::SourceFile, Vec<crate::tensor::TensorInfo>)> {
+    let none = u64::MAX;
+    let options =
+        ReadOptions { max_header_bytes: none, max_rank: none, max_name_bytes: none, max_elements: none, ..ReadOptions::default() };
+    safetensors::read_file(file, &options)
+}
+
+/// One safetensors file with default bounds, for statistics and recorded inputs.
 pub(crate) fn read_safetensors(file: MappedFile) -> Result<(crate::model::SourceFile, Vec<crate::tensor::TensorInfo>)> {
     safetensors::read_file(file, &ReadOptions::default())
 }

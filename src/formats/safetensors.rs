@@ -8,6 +8,7 @@
 
 use super::{MappedFile, ReadOptions, parse_object, shorten};
 use crate::error::{Error, Result};
+use crate::limits::raised_by;
 use crate::model::{Layout, Model, SourceFile};
 use crate::tensor::{Dtype, TensorInfo};
 use serde::Deserialize;
@@ -59,7 +60,7 @@ pub(super) fn read_file(file: MappedFile, options: &ReadOptions) -> Result<(Sour
     }
     if length > options.max_header_bytes {
         let (what, limit) = ("safetensors header bytes".to_owned(), options.max_header_bytes);
-        return Err(Error::Limit { file: path, what, limit, found: length });
+        return Err(raised_by(Error::Limit { file: path, what, limit, found: length }, "header-bytes"));
     }
     let data_start = PREFIX + length as usize;
     let header = &bytes[PREFIX..data_start];
@@ -78,6 +79,12 @@ pub(super) fn read_file(file: MappedFile, options: &ReadOptions) -> Result<(Sour
     }
     tensors.sort_by_key(|tensor| (tensor.bytes.start, tensor.bytes.end));
     check_coverage(&path, &tensors, data_start, bytes.len())?;
+    // Only now, as what does not fit the file is malformed rather than large.
+    if let Some(tensor) = tensors.iter().find(|tensor| tensor.elements() as u64 > options.max_elements) {
+        let what = format!("tensor {}: elements", crate::error::show_name(&tensor.name));
+        let (limit, found) = (options.max_elements, tensor.elements() as u64);
+        return Err(raised_by(Error::Limit { file: path, what, limit, found }, "elements"));
+    }
     Ok((SourceFile { data_start, metadata, file: file.into() }, tensors))
 }
 
@@ -100,12 +107,10 @@ struct Entry {
 
 fn read_entry(path: &Path, name: String, text: &str, data_start: usize, options: &ReadOptions) -> Result<TensorInfo> {
     let fail = |message: String| Err(Error::tensor(path, &name, message));
-    let limit = |what: &str, limit, found: usize| {
-        let what = format!("tensor {}: {what}", crate::error::show_name(&name));
-        Err(Error::Limit { file: path.to_owned(), what, limit, found: found as u64 })
-    };
     if name.len() as u64 > options.max_name_bytes {
-        return limit("bytes of its name", options.max_name_bytes, name.len());
+        let what = format!("tensor {}: bytes of its name", crate::error::show_name(&name));
+        let (limit, found) = (options.max_name_bytes, name.len() as u64);
+        return Err(raised_by(Error::Limit { file: path.to_owned(), what, limit, found }, "name-bytes"));
     }
     let entry: Entry = match serde_json::from_str(text) {
         Ok(entry) => entry,
@@ -116,7 +121,8 @@ fn read_entry(path: &Path, name: String, text: &str, data_start: usize, options:
     };
     if entry.shape.len() as u64 > options.max_rank {
         // A malformed file rather than a large one: no framework has tensors of such a rank.
-        return fail(format!("rank: expected at most {} dimensions, found {}", options.max_rank, entry.shape.len()));
+        let message = format!("rank: expected at most {} dimensions, found {}", options.max_rank, entry.shape.len());
+        return Err(raised_by(Error::tensor(path, &name, message), "rank"));
     }
     // Zeros count as ones here, so that the verdict does not depend on the order of dimensions.
     let product = entry.shape.iter().try_fold(1u64, |product, dim| product.checked_mul((*dim).max(1)));

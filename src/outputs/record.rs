@@ -93,7 +93,7 @@ pub(crate) fn check_written(file: &File, path: &Path, layout: &FileLayout) -> Re
             FileKind::Onnx => return formats::onnx::check_written(MappedFile::open(&open)?).map(|()| true),
             FileKind::Data => return Ok(file.metadata().is_ok_and(|metadata| metadata.len() == layout.len)),
         }
-        let (source, tensors) = formats::read_safetensors(MappedFile::open(&open)?)?;
+        let (source, tensors) = formats::read_written_safetensors(MappedFile::open(&open)?)?;
         let reference = safetensors::SafeTensors::read_metadata(source.bytes());
         Ok(source.header() == layout.header && tensors.len() == layout.contents.len() && reference.is_ok())
     };

@@ -1,5 +1,5 @@
 //! The corpus of bad (and unusual) inputs: every case has its verdict, exit code and a message of one line that names the
-//! file, in a second and in 100 MiB, with nothing written.
+//! file, in a second of a processor and in 100 MiB of memory, with nothing written.
 //!
 //! `fixtures/corpus/corpus.json` holds the files as pieces and the expected verdicts; `fixtures/corpus/pack.py` made it.
 //! Cases of formats that are not read yet must be refused in the same orderly way.
@@ -7,16 +7,13 @@
 #[path = "../../fixtures/corpus/unpack.rs"]
 mod unpack;
 
+use crate::support::measure::alone;
 use crate::support::{Run, Workdir};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
-use std::time::Duration;
 use unpack::{Case, Corpus, corpus, unhex};
-
-/// Ceiling of a run, three times that of an optimized program on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Ceiling of anonymous memory, 100 MiB in the unit of `ulimit -d`. File pages do not count.
 const MEMORY: &str = "ulimit -d 102400";
@@ -98,9 +95,7 @@ fn complaints(case: &Case, dir: &Workdir, run: &Run, exit: i32, messages: &[Stri
     if run.status.code() != Some(exit) {
         wrong.push(format!("expected exit {exit}"));
     }
-    if run.elapsed > PATIENCE {
-        wrong.push("too slow".into());
-    }
+    wrong.extend(run.usage.complaint());
     let lower = run.stderr.to_lowercase();
     if let Some(part) = messages.iter().find(|part| !lower.contains(&part.to_lowercase())) {
         wrong.push(format!("expected {part:?} in the message"));
@@ -136,6 +131,9 @@ fn expect_none(complaints: Vec<String>) {
 
 #[test]
 fn every_case_gets_its_verdict() {
+    if !alone("corpus::every_case_gets_its_verdict") {
+        return;
+    }
     let corpus = corpus();
     let mut wrong = Vec::new();
     let cases = corpus.cases.iter().filter(|case| case.is_read() && !case.is_moot());
@@ -161,6 +159,9 @@ fn every_case_gets_its_verdict() {
 /// A file that cannot be inspected cannot be quantized either, for the same reason.
 #[test]
 fn quantize_refuses_what_inspect_refuses() {
+    if !alone("corpus::quantize_refuses_what_inspect_refuses") {
+        return;
+    }
     let corpus = corpus();
     let mut wrong = Vec::new();
     let refused = |case: &&Case| case.is_read() && !case.is_moot() && case.exit != Some(0) && case.invoke[0] == "inspect";
@@ -176,6 +177,9 @@ fn quantize_refuses_what_inspect_refuses() {
 /// Files of other formats, whole or broken, are bad input and nothing worse.
 #[test]
 fn files_of_other_formats_are_refused() {
+    if !alone("corpus::files_of_other_formats_are_refused") {
+        return;
+    }
     let corpus = corpus();
     let mut wrong = Vec::new();
     // One of the samples is a model.

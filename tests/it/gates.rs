@@ -116,7 +116,7 @@ fn figures_of_tensors_are_those_of_compare() {
     ] {
         let ours = rows(&dir, &format!("quantize model.safetensors -o q.safetensors --force {options} {gates}"), 0);
         let theirs = rows(&dir, &format!("compare model.safetensors q.safetensors {gates}"), 0);
-        assert!(ours.len() >= 8 && ours.len() % 4 == 0, "{options}: {ours:?}");
+        assert!(ours.len() >= 8 && ours.len().is_multiple_of(4), "{options}: {ours:?}");
         for row in &ours {
             let other = theirs.iter().find(|other| other["name"] == row["name"] && other["measure"] == row["measure"]).unwrap();
             let (a, b) = (row["found"].as_f64().unwrap(), other["found"].as_f64().unwrap());

@@ -1,8 +1,10 @@
 //! What the tests share: a directory of their own, the program and what it did, models made on the spot.
 
+pub(crate) mod measure;
 pub(crate) mod model;
 pub(crate) mod onnx;
 
+use measure::Usage;
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
@@ -131,6 +133,7 @@ pub(crate) struct Run {
     pub stdout: String,
     pub stderr: String,
     pub elapsed: Duration,
+    pub usage: Usage,
     what: String,
 }
 
@@ -160,11 +163,11 @@ impl Run {
 
 impl std::fmt::Display for Run {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Run { status, stdout, stderr, elapsed, what } = self;
+        let Run { status, stdout, stderr, elapsed, usage, what } = self;
         let signal = status.signal();
         let stdout: String = stdout.chars().take(2000).collect();
         let stderr: String = stderr.chars().take(2000).collect();
-        write!(f, "{what}\n{status} (signal {signal:?}) after {elapsed:?}\nstdout: {stdout}\nstderr: {stderr}")
+        write!(f, "{what}\n{status} (signal {signal:?}) after {elapsed:?}, {usage:?}\nstdout: {stdout}\nstderr: {stderr}")
     }
 }
 
@@ -188,12 +191,12 @@ pub(crate) fn wait(mut child: Child, started: Instant, what: String) -> Run {
     let stdout = child.stdout.take().map(collect);
     let stderr = child.stderr.take().map(collect);
     let mut pause = Duration::from_micros(200);
-    let status = loop {
-        match child.try_wait().expect("a child can be waited for") {
-            Some(status) => break status,
+    let (status, usage) = loop {
+        match measure::try_wait(&child) {
+            Some(done) => break done,
             None if started.elapsed() > PATIENCE => {
                 let _ = child.kill();
-                break child.wait().expect("a child can be waited for");
+                std::thread::sleep(pause);
             }
             None => std::thread::sleep(pause),
         }
@@ -201,7 +204,7 @@ pub(crate) fn wait(mut child: Child, started: Instant, what: String) -> Run {
     };
     let elapsed = started.elapsed();
     let text = |thread: Option<std::thread::JoinHandle<String>>| thread.map(|t| t.join().unwrap()).unwrap_or_default();
-    Run { status, stdout: text(stdout), stderr: text(stderr), elapsed, what }
+    Run { status, stdout: text(stdout), stderr: text(stderr), elapsed, usage, what }
 }
 
 /// Evenly distributed pseudorandom numbers (SplitMix64), the same at every run.

@@ -219,7 +219,7 @@ fn lower_triangle(n: usize) -> impl Iterator<Item = (usize, usize)> {
 
 dispatched! {
     /// Adds each value, its square and its magnitude to what is known of its feature.
-    fn add_row(row: &[f32], sums: &mut [f64], squares: &mut [f64], abs_max: &mut [f32]) -> () {
+    pub(crate) fn add_row(row: &[f32], sums: &mut [f64], squares: &mut [f64], abs_max: &mut [f32]) -> () {
         for (((value, sum), square), largest) in row.iter().zip(sums).zip(squares).zip(abs_max) {
             let exact = f64::from(*value);
             *sum += exact;

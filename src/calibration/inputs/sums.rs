@@ -61,7 +61,7 @@ impl FixedSums {
 
 dispatched! {
     /// Adds one number to each sum; magnitudes are below [`LARGEST_SUM`].
-    pub(super) fn add(high: &mut [i64], low: &mut [i64], values: &[f64]) -> () {
+    pub(crate) fn add(high: &mut [i64], low: &mut [i64], values: &[f64]) -> () {
         for ((high, low), value) in high.iter_mut().zip(low).zip(values) {
             let whole = (value / HIGH_UNIT).floor();
             // Exact: both are multiples of the value's lowest bit, and the difference is below HIGH_UNIT.

@@ -25,6 +25,7 @@ mod zip;
 use super::array::Array;
 use crate::error::{Error, Result, show_path};
 use crate::formats::mmap::MappedFile;
+use crate::limits::raised_by;
 use decode::Stored;
 use signature::check_array;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -153,7 +154,7 @@ fn check_sample(path: &Path, sample: Option<u64>, context: &Context<'_>, stored:
     for (stored, input) in stored.iter().zip(context.inputs) {
         let origin = Origin { sample, ..Origin::of(path, &input.name) };
         if stored.shape.len() as u64 > context.limits.max_rank {
-            return Err(origin.limit("limit of dimensions", context.limits.max_rank, stored.shape.len() as u64));
+            return Err(raised_by(origin.limit("limit of dimensions", context.limits.max_rank, stored.shape.len() as u64), "sample-rank"));
         }
         check_array(&origin, input, stored.dtype, &stored.shape)?;
     }
@@ -165,7 +166,7 @@ fn check_memory(path: &Path, sample: Option<u64>, memory: u64, limits: &SampleLi
         return Ok(());
     }
     let error = Origin { path, key: None, sample }.limit("limit of bytes of a sample in memory", limits.max_sample_bytes, memory);
-    Err(error.with_hint("pass --max-sample-bytes if samples are meant to be this large"))
+    Err(raised_by(error, "sample-bytes"))
 }
 
 /// A file of samples: where, and which.

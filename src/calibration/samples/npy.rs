@@ -15,6 +15,7 @@ use crate::calibration::array::Array;
 use crate::error::{Error, Result};
 use crate::formats::mmap::MappedFile;
 use crate::formats::shorten;
+use crate::limits::raised_by;
 use crate::tensor::Dtype;
 use std::io::Read;
 
@@ -63,7 +64,7 @@ pub(super) fn read_header(origin: &Origin<'_>, source: &mut dyn Read, size: u64,
         return Err(malformed(format!("expected {length} bytes as its length says, found {available}")));
     }
     if length > limits.max_header_bytes {
-        return Err(origin.limit("npy header: limit of bytes", limits.max_header_bytes, length));
+        return Err(raised_by(origin.limit("npy header: limit of bytes", limits.max_header_bytes, length), "npy-header-bytes"));
     }
     let mut text = vec![0; length as usize];
     read(&mut text)?;
@@ -74,7 +75,7 @@ pub(super) fn read_header(origin: &Origin<'_>, source: &mut dyn Read, size: u64,
     let stored = parse(&text, limits).map_err(|problem| match problem {
         Problem::Malformed(message) => malformed(message),
         Problem::Unsupported(message, hint) => origin.error(message).with_hint(hint),
-        Problem::Rank(found) => origin.limit("shape: limit of dimensions", limits.max_rank, found),
+        Problem::Rank(found) => raised_by(origin.limit("shape: limit of dimensions", limits.max_rank, found), "sample-rank"),
     })?;
     check_size(origin, &stored, available - length)?;
     Ok(Header { stored, len: (prefix + length) as usize })

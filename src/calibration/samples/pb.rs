@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::formats::mmap::MappedFile;
 use crate::formats::onnx::proto::{Message, TensorProto};
 use crate::formats::onnx::tensor::EXTERNAL;
+use crate::limits::raised_by;
 use bytes::Bytes;
 use std::path::Path;
 use std::sync::Arc;
@@ -53,7 +54,10 @@ impl Tensor {
         }
         if proto.dims.len() as u64 > context.limits.max_rank {
             let origin = Origin { key: None, ..Origin::of(&path, "") };
-            return Err(origin.limit("dims: limit of dimensions", context.limits.max_rank, proto.dims.len() as u64));
+            return Err(raised_by(
+                origin.limit("dims: limit of dimensions", context.limits.max_rank, proto.dims.len() as u64),
+                "sample-rank",
+            ));
         }
         let element = proto.element_type().map_err(fail)?;
         let dtype = element.dtype.ok_or_else(|| fail(format!("data_type: expected numbers or booleans, found {}", element.name)))?;

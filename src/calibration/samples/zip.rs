@@ -9,6 +9,7 @@
 
 use super::{Origin, SampleLimits};
 use crate::error::{Error, Result};
+use crate::limits::raised_by;
 use flate2::Crc;
 use flate2::bufread::DeflateDecoder;
 use std::io::{self, Read};
@@ -68,7 +69,8 @@ pub(super) fn read_members(path: &Path, bytes: &[u8], limits: &SampleLimits) -> 
     let end = find_end(bytes).map_err(malformed)?;
     if end.members > limits.max_members {
         let what = "ZIP archive: limit of members".to_owned();
-        return Err(Error::Limit { file: path.to_owned(), what, limit: limits.max_members, found: end.members });
+        let error = Error::Limit { file: path.to_owned(), what, limit: limits.max_members, found: end.members };
+        return Err(raised_by(error, "npz-members"));
     }
     let directory = bytes.get(end.directory.clone()).ok_or_else(|| malformed(cut_off("central directory")))?;
     let mut rest = directory;

@@ -18,6 +18,7 @@ use super::tensor::INT64;
 use super::wire::Value;
 use crate::error::{Error, Result, escape, show_name};
 use crate::formats::{ReadOptions, shorten};
+use crate::limits::raised_by;
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -191,20 +192,20 @@ impl<'m> Checker<'m> {
         Error::malformed(self.path, message)
     }
 
-    fn limit(&self, what: impl FnOnce() -> String, limit: u64, found: u64) -> Result<()> {
+    fn limit(&self, name: &'static str, what: impl FnOnce() -> String, limit: u64, found: u64) -> Result<()> {
         match found > limit {
-            true => Err(Error::Limit { file: self.path.to_owned(), what: what(), limit, found }),
+            true => Err(raised_by(Error::Limit { file: self.path.to_owned(), what: what(), limit, found }, name)),
             false => Ok(()),
         }
     }
 
     fn count(&self, counter: &Cell<u64>, what: &str, more: usize) -> Result<()> {
         counter.set(counter.get() + more as u64);
-        self.limit(|| what.to_owned(), self.options.max_nodes, counter.get())
+        self.limit("nodes", || what.to_owned(), self.options.max_nodes, counter.get())
     }
 
     fn name(&self, name: &str) -> Result<()> {
-        self.limit(|| "bytes of a name".into(), self.options.max_name_bytes, name.len() as u64)
+        self.limit("name-bytes", || "bytes of a name".into(), self.options.max_name_bytes, name.len() as u64)
     }
 
     /// The version of the standard operators, if they are imported.
@@ -279,7 +280,14 @@ impl<'m> Checker<'m> {
     }
 
     fn rank(&self, name: &str, rank: usize) -> Result<()> {
-        self.limit(|| format!("dimensions of {}", show_name(name)), self.options.max_rank, rank as u64)
+        self.limit("rank", || format!("dimensions of {}", show_name(name)), self.options.max_rank, rank as u64)
+    }
+
+    fn elements(&self, name: &str, dims: &[i64]) -> Result<()> {
+        // Dimensions below 0 and products beyond 64 bits are faults of another kind.
+        let found = dims.iter().map(|dim| u64::try_from(*dim).ok()).try_fold(1u64, |product, dim| product.checked_mul(dim?));
+        found
+            .map_or(Ok(()), |found| self.limit("elements", || format!("elements of {}", show_name(name)), self.options.max_elements, found))
     }
 
     /// The nodes of a graph or of a function, in order.
@@ -415,6 +423,7 @@ impl<'m> Checker<'m> {
         let name = if tensor.name.is_empty() { owner } else { &tensor.name };
         self.name(&tensor.name)?;
         self.rank(name, tensor.dims.len())?;
+        self.elements(name, &tensor.dims)?;
         tensor.check_contents().map_err(|e| Error::tensor(self.path, name, e))
     }
 
@@ -425,6 +434,7 @@ impl<'m> Checker<'m> {
         let [values, indices] = [&sparse.values, &sparse.indices].map(|tensor| tensor.as_deref().unwrap_or(&empty));
         let name = if values.name.is_empty() { owner } else { &values.name };
         self.rank(name, sparse.dims.len())?;
+        self.elements(name, &sparse.dims)?;
         self.tensor(values, name)?;
         self.tensor(indices, name)?;
         check_indices(&sparse.dims, values, indices).map_err(|e| Error::tensor(self.path, name, format!("sparse tensor: {e}")))?;
@@ -684,10 +694,11 @@ mod tests {
                 let tensor = TensorTypeProto { shape: Some(Box::new(shape)), ..Default::default() };
                 g.input[0].r#type = Some(Box::new(TypeProto { tensor_type: Some(Box::new(tensor)), ..Default::default() }));
             }, Err((6, r#"dimensions of "x""#))),
+            ("elements", |_, g| g.initializer[0].dims = vec![7, 13], Err((6, r#"elements of "w": expected at most 90, found 91"#))),
             ("nodes", |_, g| g.node.extend((0..9).map(|i| node("Relu", &["x"], &[&i.to_string()]))), Err((6, "nodes: expected at most 10, found 11"))),
             ("initializers", |_, g| g.initializer.extend((0..10).map(|i| TensorProto::floats(i.to_string(), &[0], &[]))), Err((6, "initializers: expected at most 10, found 11"))),
         ];
-        let options = ReadOptions { max_nodes: 10, max_rank: 8, max_name_bytes: 100, ..ReadOptions::default() };
+        let options = ReadOptions { max_nodes: 10, max_rank: 8, max_name_bytes: 100, max_elements: 90, ..ReadOptions::default() };
         for (case, change, expected) in cases {
             let mut model = model();
             let mut graph = model.graph.take().unwrap();

@@ -15,6 +15,7 @@ use crate::error::{Error, Result, show_name, show_path};
 use crate::formats::ReadOptions;
 use crate::formats::directory::is_inside;
 use crate::formats::mmap::MappedFile;
+use crate::limits::raised_by;
 use bytes::Bytes;
 use sha1::{Digest, Sha1};
 use std::collections::HashMap;
@@ -117,7 +118,7 @@ impl Resolver<'_> {
             let (limit, found) = (self.options.max_shards, self.located.len() as u64 + 1);
             if found > limit {
                 let what = "locations of external data".into();
-                return Err(Error::Limit { file: self.path.clone(), what, limit, found });
+                return Err(raised_by(Error::Limit { file: self.path.clone(), what, limit, found }, "shards"));
             }
             let (path, real) = self.locate(location, tensor)?;
             if !self.opened.contains_key(&real) {

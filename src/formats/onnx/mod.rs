@@ -11,6 +11,7 @@ pub(crate) mod wire;
 use super::ReadOptions;
 use super::mmap::MappedFile;
 use crate::error::{Error, Result};
+use crate::limits::raised_by;
 use bytes::Bytes;
 use proto::{Budget, Message, ModelProto};
 use std::path::{Path, PathBuf};
@@ -67,12 +68,13 @@ fn read(file: Arc<MappedFile>, bytes: Bytes, options: &ReadOptions) -> Result<On
 }
 
 fn parse(path: &Path, bytes: Bytes, options: &ReadOptions) -> Result<ModelProto> {
-    let budget = Budget::new(options.max_graph_bytes);
+    let budget = Budget::new(options.max_graph_bytes, options.max_nesting);
     ModelProto::parse_within(bytes, &budget).map_err(|e| match budget.exceeded() {
         Some(found) => {
             let what = "bytes of memory for the graph, weights aside".into();
-            Error::Limit { file: path.to_owned(), what, limit: options.max_graph_bytes, found }
+            raised_by(Error::Limit { file: path.to_owned(), what, limit: options.max_graph_bytes, found }, "graph-bytes")
         }
+        None if budget.is_too_deep() => raised_by(Error::malformed(path, format!("ONNX: {e}")), "nesting"),
         None => Error::malformed(path, format!("ONNX: {e}")),
     })
 }
@@ -85,7 +87,9 @@ fn parse(path: &Path, bytes: Bytes, options: &ReadOptions) -> Result<ModelProto>
 pub(crate) fn check_written(file: MappedFile) -> Result<()> {
     let path = file.path().to_owned();
     let bytes = Arc::new(file).to_bytes();
-    ModelProto::parse(bytes).map(drop).map_err(|e| Error::malformed(&path, format!("ONNX: {e}")))
+    // It nests as deep as what was read with whatever bound, and little deeper.
+    let budget = Budget::new(u64::MAX, 2 * crate::limits::DEEPEST);
+    ModelProto::parse_within(bytes, &budget).map(drop).map_err(|e| Error::malformed(&path, format!("ONNX: {e}")))
 }
 
 #[cfg(test)]

@@ -11,16 +11,23 @@ use crate::error::show_name;
 use bytes::Bytes;
 use std::cell::Cell;
 
-/// Memory that messages may take when they are read, in bytes, not counting what stays in the map.
+/// Memory that messages may take when they are read, in bytes, not counting what stays in the map; and how deep they may nest.
 pub(crate) struct Budget {
     limit: u64,
     used: Cell<u64>,
+    deepest: u64,
+    is_too_deep: Cell<bool>,
 }
 
 impl Budget {
-    /// Room for `limit` bytes.
-    pub(crate) fn new(limit: u64) -> Self {
-        Budget { limit, used: Cell::new(0) }
+    /// Room for `limit` bytes in messages that nest `deepest` deep.
+    pub(crate) fn new(limit: u64, deepest: u64) -> Self {
+        Budget { limit, used: Cell::new(0), deepest, is_too_deep: Cell::new(false) }
+    }
+
+    /// Whether messages nest too deep.
+    pub(crate) fn is_too_deep(&self) -> bool {
+        self.is_too_deep.get()
     }
 
     /// What was asked for, if it was more than there is.
@@ -43,7 +50,7 @@ pub(crate) const MAX_GRAPH_BYTES: u64 = 1 << 30;
 /// Where in the tree of messages a field is, and what memory is left.
 #[derive(Clone, Copy)]
 pub(crate) struct Place<'a> {
-    depth: usize,
+    depth: u64,
     budget: &'a Budget,
 }
 
@@ -78,8 +85,9 @@ pub(crate) trait Message: Default {
 
     /// Merges all fields of `bytes`.
     fn merge(&mut self, mut bytes: Bytes, place: Place<'_>) -> WireResult<()> {
-        if place.depth > MAX_DEPTH {
-            return Err(format!("expected messages to nest at most {MAX_DEPTH} deep, found more"));
+        if place.depth > place.budget.deepest {
+            place.budget.is_too_deep.set(true);
+            return Err(format!("expected messages to nest at most {} deep, found more", place.budget.deepest));
         }
         while let Some(field) = next_field(&mut bytes)? {
             if !self.merge_field(field.number, field.value, place)? {
@@ -92,7 +100,7 @@ pub(crate) trait Message: Default {
 
     /// Reads a message from its bytes, within the default budget.
     fn parse(bytes: Bytes) -> WireResult<Self> {
-        Self::parse_within(bytes, &Budget::new(MAX_GRAPH_BYTES))
+        Self::parse_within(bytes, &Budget::new(MAX_GRAPH_BYTES, MAX_DEPTH))
     }
 
     /// Reads a message from its bytes, within `budget`.

@@ -12,8 +12,8 @@ use bytes::{Buf, Bytes};
 /// What is wrong with a message, in words that follow `protobuf: `.
 pub(crate) type WireResult<T> = Result<T, String>;
 
-/// Deepest nesting of messages, as in the reference implementation.
-pub(crate) const MAX_DEPTH: usize = 100;
+/// Default of the deepest nesting of messages, as in the reference implementation.
+pub(crate) const MAX_DEPTH: u64 = 100;
 
 /// The value of one field.
 #[derive(Debug)]

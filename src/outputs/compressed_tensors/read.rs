@@ -42,7 +42,7 @@ pub(crate) fn describe(model: &Model) -> Result<Document> {
         }
         let (codes, shape) = match (part(".weight"), part(".weight_packed"), part(".weight_shape")) {
             (Some(codes), None, _) if info(codes).dtype == Dtype::I8 => (CodeType::Int8, info(codes).shape.clone()),
-            (None, Some(packed), Some(shape)) => {
+            (None, Some(packed), Some(shape)) if info(packed).dtype == Dtype::I32 => {
                 let shape: Vec<usize> =
                     integers(&model.tensors()[shape]).ok_or_else(|| wrong("weight_shape: expected I64 [2] or I32 [2]"))?;
                 let words = *info(packed).shape.last().unwrap_or(&0);
@@ -90,6 +90,10 @@ pub(crate) fn describe(model: &Model) -> Result<Document> {
             [".weight", ".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape", ".input_scale", ".input_zero_point"];
         used.extend(parts.iter().filter_map(|suffix| part(suffix)));
         tensors.insert(format!("{module}.weight"), record);
+    }
+    let is_packed = |tensor: &&usize| model.tensors()[**tensor].info.name.ends_with(".weight_packed");
+    if let Some(lost) = index.values().filter(|tensor| !used.contains(tensor)).find(is_packed) {
+        return Err(model.tensor_error(*lost, "expected packed codes with their weight_scale, found none of it"));
     }
     let kept = (model.tensors().iter().enumerate()).filter(|(tensor, _)| !used.contains(tensor));
     Ok(Document {
@@ -150,7 +154,7 @@ pub(crate) fn as_plain(model: Model, mut document: Document) -> Result<(Model, D
             };
             let shape = packed_shape(unsigned, &record.shape);
             let info = TensorInfo { name: name.clone(), dtype: Dtype::U8, shape, ..tensor(codes).info.clone() };
-            if packed_len(unsigned, elements) != tensor(codes).data.len() {
+            if packed_len(unsigned, elements) != tensor(codes).data.len() || tensor(codes).info.dtype != Dtype::I32 {
                 return Err(wrong("codes"));
             }
             changed.insert(codes, Some((info, tensor(codes).data.clone())));
@@ -196,7 +200,7 @@ fn floats(model: &Model, tensor: usize, shape: &[usize]) -> (TensorInfo, Bytes) 
 fn unpacked(tensor: &ModelTensor, rows: usize, groups: usize, bits: u32) -> Option<(TensorInfo, Bytes)> {
     let per_word = (32 / bits) as usize;
     let words: Vec<u32> = tensor.data.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("it has four bytes"))).collect();
-    if words.len() != rows.div_ceil(per_word).checked_mul(groups)? {
+    if words.len() != rows.div_ceil(per_word).checked_mul(groups)? || tensor.info.dtype != Dtype::I32 {
         return None;
     }
     let value = |row: usize, group: usize| words[row / per_word * groups + group] >> ((row % per_word) as u32 * bits) & ((1 << bits) - 1);

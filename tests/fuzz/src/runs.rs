@@ -1,0 +1,62 @@
+//! Whole runs on a directory of the fuzzer's: quantize, verify, back to float.
+
+use crate::files::Directory;
+use crate::{check_error, read_options};
+use qtool::pipeline::Destination;
+use qtool::outputs::quantized::QuantizedModel;
+use qtool::outputs::staging::Durability;
+use qtool::verify::verify;
+use qtool::{Prepared, Request, Silent};
+use std::path::Path;
+
+/// What outputs of runs are called, without extension.
+const OUTPUT: &str = "out";
+
+/// A request for the model with one thread, which replaces earlier outputs and does not wait for the disk.
+pub fn request(directory: &Directory, model: &Path) -> Request {
+    let mut request = Request::new(model);
+    let extension = model.extension().map(|extension| extension.to_string_lossy().into_owned());
+    let name = extension.map_or_else(|| OUTPUT.to_owned(), |extension| format!("{OUTPUT}.{extension}"));
+    request.destination = destination(directory, &name);
+    request.read = read_options();
+    request.threads = 1;
+    request.max_memory = 64 << 20;
+    request
+}
+
+/// Where outputs of this name go.
+pub fn destination(directory: &Directory, name: &str) -> Destination {
+    Destination { output: Some(directory.path(name)), force: true, durability: Durability::None, ..Destination::default() }
+}
+
+/// Carries out a request. What was written is whole, can be read, and gives a float model again; what failed left nothing.
+pub fn run(directory: &Directory, request: Request) {
+    let output = request.destination.output.clone().expect("requests of this module have one");
+    let is_onnx = output.extension().is_some_and(|extension| extension == "onnx");
+    let before = directory.names();
+    let done = Prepared::new(request).and_then(|prepared| prepared.run(&Silent));
+    let report = match done {
+        Ok(report) => report,
+        Err(error) => {
+            check_error(&error, true);
+            assert_eq!(directory.names(), before, "left behind by a run that failed: {error}");
+            return;
+        }
+    };
+    assert!(!directory.names().iter().any(|name| name.starts_with(".qtool-")), "temporaries are left: {:?}", directory.names());
+    assert_eq!(report.output, output);
+    let found = verify(&output, &read_options(), &Silent).expect("an output has a sidecar");
+    assert!(found.findings.is_empty(), "{:?}", found.findings);
+    let float = destination(directory, if is_onnx { "float.onnx" } else { "float.safetensors" });
+    let has_quantized = is_onnx || QuantizedModel::open(&output, &read_options()).is_ok();
+    if !output.is_dir() {
+        match qtool::dequantize::dequantize(&output, &float, &read_options(), 1, &Silent) {
+            Ok(path) => drop(qtool::formats::open(&path, &read_options()).expect("a float model that was written can be read")),
+            Err(error) => assert!(is_onnx, "an output that gives no floats (quantized: {has_quantized}): {error}"),
+        }
+    }
+    let names = directory.names();
+    for name in names.iter().filter(|name| !before.contains(name)) {
+        directory.remove(name);
+    }
+}

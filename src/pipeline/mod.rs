@@ -406,7 +406,8 @@ impl Prepared {
         let is_asked_for = matches!(request.recipe.saturation, Some(Saturation::Report | Saturation::Nudge));
         if is_asked_for && !request.calibration.samples.is_empty() {
             let (solver, calibration, threads) = (self.solver(), &request.calibration, self.threads());
-            Counting { model, plan, chosen, solver: solver.as_ref(), calibration, threads, progress }.count(&mut pairs)?;
+            let (solver, max_memory) = (solver.as_ref(), request.max_memory);
+            Counting { model, plan, chosen, solver, calibration, max_memory, threads, progress }.count(&mut pairs)?;
         }
         Ok(pairs)
     }

@@ -47,6 +47,8 @@ pub(super) struct Counting<'a> {
     pub(super) chosen: &'a Chosen,
     pub(super) solver: Option<&'a Solver<'a>>,
     pub(super) calibration: &'a CalibrationRequest,
+    /// Most bytes that pairs take; weights whose pairs do not fit are left out.
+    pub(super) max_memory: u64,
     pub(super) threads: usize,
     pub(super) progress: &'a dyn Progress,
 }
@@ -64,11 +66,15 @@ impl Counting<'_> {
         let (layers, sources) = layer_inputs::find(model, onnx, &wanted, 1);
         let mut shares: BTreeMap<&str, Vec<Share>> = BTreeMap::new();
         let mut counts: BTreeMap<usize, [AtomicU64; 2]> = BTreeMap::new();
+        let mut free = self.max_memory;
         for (value, sources) in &sources {
             for (tensor, layer) in layers.iter().filter(|(_, layer)| sources.iter().any(|source| source.names.contains(&layer.inputs[0]))) {
                 let is_static = plan.mode_of(model, *tensor) == Some("static");
                 let params = if is_static { self.chosen.activations.get(value).copied() } else { None };
                 let each = self.shares(*tensor, &checks[tensor], layer.view, layer.inputs.len())?;
+                let bytes = each.iter().map(|(_, possible)| size_of_val(&possible[..]) as u64).sum();
+                let Some(left) = free.checked_sub(bytes) else { continue };
+                free = left;
                 counts.insert(*tensor, Default::default());
                 for (name, (pairs, possible)) in layer.inputs.iter().zip(each) {
                     shares.entry(name).or_default().push(Share { tensor: *tensor, possible, pairs, params });

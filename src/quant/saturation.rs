@@ -449,7 +449,7 @@ mod tests {
     #[test]
     fn a_check_counts_and_changes_what_it_says() {
         let params = Params { scale: 0.5, zero_point: 0 };
-        let values: Vec<f32> = (0..60).map(|i| ((i * 37 % 127) as f32 - 40.0) * 0.5 + 0.1).collect();
+        let values: Vec<f32> = (0..60).map(|i| ((i * 53 % 150) as f32 - 20.0) * 0.5 + 0.1).collect();
         let stored: Vec<u8> = values.iter().map(|value| (value / 0.5).round_ties_even() as i8 as u8).collect();
         let shape = [6, 10];
         let check = |pairings: Vec<Pairing>, nudges: bool| PairCheck { pairings, nudges, observed: Some([0, 200]), on_samples: None };

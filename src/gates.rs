@@ -198,7 +198,11 @@ impl GateRow {
     /// The limit: `at least 30 dB`.
     pub fn limit_text(&self) -> String {
         let MeasureEntry { unit, is_least, .. } = *self.measure.entry();
-        format!("{} {}{unit}", if is_least { "at least" } else { "at most" }, self.limit)
+        let bound = if is_least { "at least" } else { "at most" };
+        match self.limit.abs() {
+            0.0 | 1e-3..1e6 => format!("{bound} {}{unit}", self.limit),
+            _ => format!("{bound} {:e}{unit}", self.limit),
+        }
     }
 }
 

@@ -355,6 +355,7 @@ impl Arguments {
             seed: self.seed.or(recorded.map(|run| run.seed)).unwrap_or_default(),
             max_drop: self.max_drop,
             record: None,
+            replaces_output: false,
             gates: self.gates.with_min_sqnr(&min_sqnr),
             emit_recipe: self.emit_recipe.clone(),
             page: self.report.clone(),
@@ -393,6 +394,10 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     if arguments.dry_run {
         let report = prepared.report();
         return print.show(&report, || terminal::plan(&report, prepared.buffer_bytes()));
+    }
+    if junit.junit.is_some() {
+        let planned = prepared.report();
+        junit.check(&[Some(&planned.output), Some(&planned.sidecar)])?;
     }
     let bar = Bar::new(print.quiet);
     let report = prepared.run(&bar);

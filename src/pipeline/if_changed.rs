@@ -79,7 +79,7 @@ pub fn look(request: &mut Request, progress: &dyn Progress) -> Result<Verdict> {
         return changed("the sidecar is that of another output".into());
     }
     // It is an output of this program, and the sidecar says which files are.
-    request.destination.force = true;
+    request.replaces_output = true;
     if let Some(difference) = difference(&model, request, &document, &asked) {
         return changed(difference);
     }

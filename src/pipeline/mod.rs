@@ -98,6 +98,9 @@ pub struct Request {
     pub emit_recipe: Option<PathBuf>,
     /// What the sidecar records of this request, for [`if_changed`].
     pub record: Option<RequestRecord>,
+    /// Whether the output that is there is known to be an earlier one of this request, and is replaced like those of
+    /// [`Destination::force`].
+    pub replaces_output: bool,
     /// Where a page about the run will be written by the caller: the report then has the [`Details`] that it shows.
     pub page: Option<PathBuf>,
     /// The target whose rules the graph of an ONNX model must pass, as [`lint`](crate::lint::lint) knows them: layers that are to
@@ -124,6 +127,7 @@ impl Request {
             emit_recipe: None,
             max_drop: None,
             record: None,
+            replaces_output: false,
             page: None,
             lint: Some(lint::ANY),
         }
@@ -213,7 +217,9 @@ impl Prepared {
         if let Some(path) = &request.emit_recipe {
             staging::check_free(path, request.destination.force)?;
         }
-        let target = Target::choose(&request.destination, &model, &form.tag(request.recipe.settings.weights), true)?;
+        let force = request.destination.force || request.replaces_output;
+        let destination = Destination { force, ..request.destination.clone() };
+        let target = Target::choose(&destination, &model, &form.tag(request.recipe.settings.weights), true)?;
         if let Some(page) = &request.page {
             html::check_free(page, request.destination.force)?;
             details::check_apart(page, &target)?;

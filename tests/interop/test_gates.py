@@ -1,8 +1,11 @@
-"""JUnit files and examples for CI, read by other parsers: Python's own for XML, PyYAML where it is installed."""
+"""Gates of models in several files; JUnit files and examples for CI, read by other parsers: Python's own for XML, PyYAML where it is installed."""
 
 import json
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -85,6 +88,32 @@ def test_gates_of_outputs(tmp_path):
     assert failure.get("type") == "max_abs" and failure.get("message").startswith("max abs: expected at most 0, found ")
     run("verify", output, "--junit", junit)
     assert rows(suite(junit)) == [("q.onnx", [])]
+
+
+def test_a_model_in_several_files_is_judged_before_it_appears(tmp_path):
+    model = tmp_path / "model.onnx"
+    onnx.save(onnx.load(SMALL / "small.onnx"), model, save_as_external_data=True, location="weights.bin", size_threshold=64)
+    output = tmp_path / "out/q.onnx"
+    output.parent.mkdir()
+    command = ["quantize", model, "-o", output, "--force", "--json", "--samples", SMALL, "--min-cosine", "*=0.9", "--max-abs", 1]
+    for status, limit in ((3, 90), (0, 20), (3, 90)):
+        before = {path: path.read_bytes() for path in output.parent.iterdir()}
+        text = run(*command, "--min-sqnr", f"scores={limit}", status=status)
+        (row,) = [row for row in json.loads(text)["gates"] if row["measure"] == "sqnr_db"]
+        assert row["limit"] == limit and row["passed"] == (status == 0)
+        if status:
+            assert {path: path.read_bytes() for path in output.parent.iterdir()} == before
+    assert len(list(output.parent.iterdir())) == 3
+    run("verify", output)
+    # The figure is what ONNX Runtime computes, but for the order of its sums.
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    signal = noise = 0.0
+    for path in sorted(SMALL.glob("*.npz")):
+        feeds = dict(np.load(path))
+        expected, found = (onnxruntime.InferenceSession(m, options).run(["scores"], feeds)[0].astype(np.float64) for m in (model, output))
+        signal, noise = signal + np.sum(expected**2), noise + np.sum((expected - found) ** 2)
+    assert row["found"] == pytest.approx(10 * np.log10(signal / noise), abs=0.5)
 
 
 def test_runs_without_a_verdict(tmp_path):

@@ -385,10 +385,20 @@ impl<'g> Graphs<'g> {
         };
         let Some(dequantize) = dequantize else { return linear.codes };
         let stands_alone = quantize.node.output.first().is_some_and(|codes| index.only_use(codes).is_some())
-            && dequantize.node.output.first().is_some_and(|floats| self.edges(scope, floats) + usize::from(index.is_output(floats)) <= 1);
+            && dequantize.node.output.first().is_some_and(|floats| self.edges(scope, floats) + usize::from(index.is_output(floats)) <= 1)
+            && self.alike(scope, quantize.node) == 1;
+        let is_fixed = [&quantize, &dequantize].iter().all(|linear| linear.is_single_constant());
         let zero_point = |linear: &Linear<'g>| linear.zero_point.as_ref().filter(|param| param.is_single()).and_then(Param::ints);
-        let same = zero_point(&quantize).is_some() && zero_point(&quantize) == zero_point(&dequantize);
+        let same = is_fixed && zero_point(&quantize).is_some() && zero_point(&quantize) == zero_point(&dequantize);
         Some(if stands_alone && same { UINT8 } else { INT8 })
+    }
+}
+
+impl<'g> Graphs<'g> {
+    /// How many QuantizeLinear, this one among them, quantize the same value alike: one is made of them.
+    pub(super) fn alike(&self, scope: usize, node: &NodeProto) -> usize {
+        let uses = node.input(0).map_or(&[][..], |value| self.index(scope).uses(value));
+        uses.iter().map(|only| self.node(scope, only.node)).filter(|other| is_quantize(other) && other.input == node.input).count()
     }
 }
 

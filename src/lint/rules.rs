@@ -100,7 +100,7 @@ pub(super) const RULES: &[Rule] = &[
     Rule { name: "activation-function-between", of: Of::Ort, routes: &[Route::Conv, Route::MatMul, Route::Gemm, Route::Unary, Route::Binary, Route::Concat, Route::Where],
         effect: Effect::Float, check: activation_function_between,
         fix: "quantize the output to uint8 with a range that begins where the activation function does (zero point 0), or quantize before it" },
-    Rule { name: "weight-only-with-relu", of: Of::Ort, routes: &[Route::WeightOnlyProduct], effect: Effect::Float, check: activation_function_between,
+    Rule { name: "weight-only-with-relu", of: Of::Ort, routes: &[Route::WeightOnlyProduct], effect: Effect::Float, check: activation_function_after,
         fix: "quantize the activations as well (qtool quantize, mode dynamic or static): weights alone are not fused before a Relu or a Clip" },
     Rule { name: "weight-only-with-quantized-output", of: Of::Ort, routes: &[Route::WeightOnlyProduct], effect: Effect::Float, check: weight_only_with_output,
         fix: "quantize the activation as well, or take the QuantizeLinear of the output out" },
@@ -120,8 +120,14 @@ pub(super) const RULES: &[Rule] = &[
         fix: "store the codes of the bias as int32" },
     Rule { name: "bias-shape", of: Of::Ort, routes: &[Route::Gemm], effect: Effect::Refused, check: bias_shape,
         fix: "store the bias as one dimension, a value for each output" },
-    Rule { name: "beta", of: Of::Ort, routes: &[Route::Gemm], effect: Effect::Float, check: beta,
-        fix: "multiply the bias by beta and take beta out" },
+    Rule { name: "alpha-beta", of: Of::Ort, routes: &[Route::Gemm], effect: Effect::Float, check: alpha_beta,
+        fix: "multiply the weight by alpha and the bias by beta, and take both out" },
+    Rule { name: "weight-axis", of: Of::Ort, routes: PRODUCTS, effect: Effect::Float, check: weight_axis,
+        fix: "give the weight a scale for each output: axis 0 of a Conv, 1 of a MatMul, 1 of a Gemm or 0 with transB" },
+    Rule { name: "weight-axis-ignored", of: Of::Ort, routes: &[Route::MatMul], effect: Effect::Inexact, check: weight_axis_ignored,
+        fix: "give the weight a scale for each output, axis 1: those of another axis are taken for these" },
+    Rule { name: "zero-point-missing", of: Of::Ort, routes: &[Route::Gemm], effect: Effect::Float, check: zero_point_missing,
+        fix: "write zero points out, also those of 0" },
     Rule { name: "parameters-differ", of: Of::Ort, routes: KEEPS_PARAMETERS, effect: Effect::Float, check: parameters_differ,
         fix: "give input and outputs one type, scale and zero point, all scalar constants: data is only moved" },
     Rule { name: "weight-only-scale", of: Of::Ort, routes: &[Route::WeightOnlyProduct], effect: Effect::Float, check: weight_only_scale,
@@ -299,9 +305,21 @@ fn activation_function_between(unit: &Unit<'_, '_>) -> Option<String> {
     Some(what)
 }
 
+fn activation_function_after(unit: &Unit<'_, '_>) -> Option<String> {
+    match unit.output.between {
+        Between::Absorbed if unit.codes(0).is_none() => Some("an activation function follows, and a QuantizeLinear".into()),
+        _ => activation_function_between(unit),
+    }
+}
+
 fn weight_only_with_output(unit: &Unit<'_, '_>) -> Option<String> {
-    (!unit.output.quantized.is_empty() && unit.output.between == Between::Nothing)
-        .then(|| "the output is quantized, the activation is not".into())
+    let quantized = unit.output.quantized.first()?;
+    let Some(input) = unit.codes(0) else {
+        return (unit.output.between != Between::Absorbed).then(|| "the output is quantized, the activation is not".into());
+    };
+    let only = unit.output.only_quantized().is_some();
+    (!only || quantized.codes != input.codes)
+        .then(|| format!("the activation has codes of {}, the output of {}", type_name(input.codes), type_name(quantized.codes)))
 }
 
 fn is_sixteen(code: Option<i64>) -> bool {
@@ -365,9 +383,40 @@ fn bias_shape(unit: &Unit<'_, '_>) -> Option<String> {
     (dims.len() != 1).then(|| format!("input 2, {}, has the shape {dims:?}", name_of(unit, 2)))
 }
 
-fn beta(unit: &Unit<'_, '_>) -> Option<String> {
-    let beta = unit.node.float("beta", 1.0);
-    (unit.input(2).is_there() && unit.node.is("Gemm") && beta != 1.0).then(|| format!("beta is {beta}"))
+fn alpha_beta(unit: &Unit<'_, '_>) -> Option<String> {
+    let (alpha, beta) = (unit.node.float("alpha", 1.0), unit.node.float("beta", 1.0));
+    let is_scaled = unit.input(2).is_there() && unit.node.is("Gemm") && (alpha != 1.0 || beta != 1.0);
+    is_scaled.then(|| format!("alpha is {alpha}, beta {beta}"))
+}
+
+/// The axis of the scales of a weight and that of its outputs, where there is a scale for each.
+fn weight_axes(unit: &Unit<'_, '_>) -> Option<(i64, i64)> {
+    let weight = unit.codes(1).filter(|weight| !weight.scale.is_single())?;
+    let rank = weight.stored.as_ref()?.dims.as_ref()?.len() as i64;
+    let axis = if weight.axis < 0 { weight.axis + rank } else { weight.axis };
+    let expected = match unit.route {
+        Route::Conv => 0,
+        Route::Gemm => i64::from(unit.int("transB") == 0),
+        _ => rank - 1,
+    };
+    Some((axis, expected))
+}
+
+fn weight_axis(unit: &Unit<'_, '_>) -> Option<String> {
+    let (axis, expected) = weight_axes(unit).filter(|(axis, expected)| axis != expected)?;
+    let is_optional = unit.route == Route::MatMul && unit.output.quantized.is_empty();
+    (!is_optional).then(|| format!("scales of the weight are along axis {axis}, outputs along {expected}"))
+}
+
+fn weight_axis_ignored(unit: &Unit<'_, '_>) -> Option<String> {
+    let (axis, expected) = weight_axes(unit).filter(|(axis, expected)| axis != expected)?;
+    let is_optional = unit.output.quantized.is_empty();
+    is_optional.then(|| format!("scales of the weight are along axis {axis}, outputs along {expected}"))
+}
+
+fn zero_point_missing(unit: &Unit<'_, '_>) -> Option<String> {
+    let (number, _) = unit.all_codes().find(|(number, linear)| *number < 2 && linear.zero_point.is_none())?;
+    Some(format!("input {number}, {}, has no zero point", name_of(unit, number)))
 }
 
 fn parameters_differ<'g>(unit: &Unit<'_, 'g>) -> Option<String> {
@@ -489,7 +538,8 @@ fn activation_per_channel(unit: &Unit<'_, '_>) -> Option<String> {
 const SCALE_TOLERANCE: f32 = 1e-3;
 
 fn bias_scale(unit: &Unit<'_, '_>) -> Option<String> {
-    let (input, weight, bias) = (unit.codes(0)?.scale.floats()?, unit.codes(1)?.scale.floats()?, unit.codes(2)?.scale.floats()?);
+    let bias = unit.codes(2).filter(|bias| bias.codes == Some(INT32))?;
+    let (input, weight, bias) = (unit.codes(0)?.scale.floats()?, unit.codes(1)?.scale.floats()?, bias.scale.floats()?);
     let [input] = input[..] else { return None };
     if weight.is_empty() || bias.is_empty() {
         return None;

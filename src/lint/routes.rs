@@ -134,7 +134,9 @@ fn dynamic_kernel(unit: &Unit<'_, '_>) -> &'static str {
         index.only_use(&scales.output[0])?;
         Some(scales)
     };
-    let Some(scales) = found() else { return "MatMulInteger" };
+    // Scales that are all constant are multiplied before the model runs, and then nothing is left to be fused.
+    let is_left = |scales: &&NodeProto| graphs.constant(scope, &scales.output[0]).is_none();
+    let Some(scales) = found().filter(is_left) else { return "MatMulInteger" };
     let dynamic = node.input(0).and_then(|codes| index.producer(codes)).map(|(_, quantize)| quantize);
     let Some(quantize) = dynamic.filter(|quantize| quantize.is("DynamicQuantizeLinear")) else { return "MatMulIntegerToFloat" };
     let takes_all = quantize.output.iter().all(|output| index.only_use(output).is_some()) && quantize.output.len() == 3;

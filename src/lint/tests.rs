@@ -216,9 +216,11 @@ const CASES: &[Case] = &[
         b.finish_quantized(&value, Grid(UINT16, &[], 0));
     }),
     case("types-differ", ORT, Verdict::Unfused, |b| {
-        let (a, c) = (b.activation(&[4, 8], U8), b.activation(&[4, 8], Grid(UINT16, &[], 0)));
+        // A DequantizeLinear of int8 codes that another takes too stays int8.
+        let (a, c) = (b.activation(&[4, 8], U8), b.activation(&[4, 8], S8));
         let value = b.node("Add", TARGET, &[&a, &c], &[]);
         b.finish_quantized(&value, U8);
+        b.finish(&c);
     }),
     case("int8-stays-signed", ORT, Verdict::Unfused, |b| {
         let x = b.activation(&[4, 8], S8);
@@ -319,11 +321,32 @@ const CASES: &[Case] = &[
         let value = b.conv(Grid(UINT8, &[8], 128), S8_CHANNELS, None);
         b.finish_quantized(&value, U8);
     }),
-    case("bias-scale", ORT, Verdict::Inexact, |b| {
+    case("bias-scale", ORT, Verdict::Unfused, |b| {
         let (codes, scale) = (b.tensor(INT32, &[8], 0), b.tensor(FLOAT, &[], 500));
         let bias = b.node("DequantizeLinear", "", &[&codes, &scale], &[]);
         let value = b.conv(U8, S8_CHANNELS, Some(&bias));
         b.finish_quantized(&value, U8);
+    }),
+    case("bias-scale-ignored", ORT, Verdict::Inexact, |b| {
+        let (codes, scale) = (b.tensor(INT32, &[8], 0), b.tensor(FLOAT, &[], 500));
+        let bias = b.node("DequantizeLinear", "", &[&codes, &scale], &[]);
+        let value = b.gemm(Some(&bias));
+        b.finish(&value);
+    }),
+    case("scale-list-of-one", ORT, Verdict::Unfused, |b| {
+        let (a, c) = (b.activation(&[4, 8], U8), b.activation(&[4, 8], Grid(UINT8, &[1], 128)));
+        let value = b.node("Mul", TARGET, &[&a, &c], &[]);
+        b.finish_quantized(&value, U8);
+    }),
+    case("pool-scale-list-of-one", ORT, Verdict::Refused, |b| {
+        let x = b.activation(&[1, 8, 9, 9], Grid(UINT8, &[1], 128));
+        let value = b.node("AveragePool", TARGET, &[&x], &[]);
+        b.finish_quantized(&value, U8);
+    }),
+    case("int8-moved", ORT, Verdict::Refused, |b| {
+        let x = b.activation(&[1, 8, 9, 9], S8);
+        let value = b.node("MaxPool", TARGET, &[&x], &[]);
+        b.finish(&value);
     }),
     case("opset", "any", Verdict::Refused, |b| {
         let value = b.conv(U8, S8_CHANNELS, None);

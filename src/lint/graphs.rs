@@ -1,10 +1,11 @@
 //! What is known of the values of a model without running it: constants, element types, shapes, and how they are quantized.
 
-use crate::formats::onnx::proto::{ModelProto, NodeProto, TensorProto, ValueInfoProto};
+use crate::formats::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::formats::onnx::tensor::{FLOAT, INT8, UINT8};
+use crate::graph::facts::{Facts, only_floats};
 use crate::graph::index::{GraphIndex, Use};
 use crate::graph::pairs::{is_dequantize, is_quantize};
-use crate::graph::scopes::{Scope, scopes};
+use crate::graph::scopes::{Scope, TOP, scopes};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
@@ -26,6 +27,8 @@ pub(super) struct Graphs<'g> {
     /// What was found before: values that many others are made of are asked for many times.
     constants: RefCell<HashMap<(usize, String), Option<Constant<'g>>>>,
     shapes: RefCell<HashMap<(usize, String), Option<Shape>>>,
+    /// Numbers of dimensions of what matrix products of the top graph take, as far as they follow.
+    ranks: HashMap<&'g str, usize>,
 }
 
 /// Dimensions; those that are known only when the model runs are `None`.
@@ -112,6 +115,7 @@ impl<'g> Graphs<'g> {
             inputs_replace: model.ir_version.unwrap_or(0) >= INPUTS_REPLACE,
             constants: RefCell::default(),
             shapes: RefCell::default(),
+            ranks: model.graph.as_deref().map(|graph| ranks(model, graph)).unwrap_or_default(),
             scopes,
         }
     }
@@ -247,6 +251,8 @@ impl<'g> Graphs<'g> {
             return known.clone();
         }
         let found = self.find_shape(scope, value, longest);
+        let rank = if scope == TOP { self.ranks.get(value) } else { None };
+        let found = found.or_else(|| rank.map(|rank| vec![None; *rank]));
         self.shapes.borrow_mut().insert(key, found.clone());
         found
     }
@@ -270,6 +276,10 @@ impl<'g> Graphs<'g> {
             "Constant" => self.constant(scope, value)?.dims.map(|dims| dims.into_iter().map(Some).collect()),
             "QuantizeLinear"
             | "DequantizeLinear"
+            | "Abs"
+            | "Exp"
+            | "Neg"
+            | "Sqrt"
             | "Relu"
             | "Sigmoid"
             | "Tanh"
@@ -285,6 +295,10 @@ impl<'g> Graphs<'g> {
             | "Dropout"
             | "BatchNormalization"
             | "DynamicQuantizeLinear" => of(0),
+            "Reshape" => {
+                let shape = self.constant(scope, node.input(1)?)?.tensor?.to_ints()?;
+                Some(shape.into_iter().map(|dim| Some(dim).filter(|dim| *dim > 0)).collect())
+            }
             "Flatten" => Some(vec![None, None]),
             "Gemm" => {
                 let weight = of(1).filter(|weight| weight.len() == 2);
@@ -385,11 +399,28 @@ impl<'g> Graphs<'g> {
         };
         let Some(dequantize) = dequantize else { return linear.codes };
         let stands_alone = quantize.node.output.first().is_some_and(|codes| index.only_use(codes).is_some())
-            && dequantize.node.output.first().is_some_and(|floats| self.edges(scope, floats) + usize::from(index.is_output(floats)) <= 1);
+            && dequantize.node.output.first().is_some_and(|floats| self.edges(scope, floats) + usize::from(index.is_output(floats)) <= 1)
+            && self.alike(scope, quantize.node) == 1;
         let zero_point = |linear: &Linear<'g>| linear.zero_point.as_ref().filter(|param| param.is_single()).and_then(Param::ints);
         let same = zero_point(&quantize).is_some() && zero_point(&quantize) == zero_point(&dequantize);
         Some(if stands_alone && same { UINT8 } else { INT8 })
     }
+}
+
+impl<'g> Graphs<'g> {
+    /// How many QuantizeLinear, this one among them, quantize the same value alike: one is made of them.
+    pub(super) fn alike(&self, scope: usize, node: &NodeProto) -> usize {
+        let uses = node.input(0).map_or(&[][..], |value| self.index(scope).uses(value));
+        uses.iter().map(|only| self.node(scope, only.node)).filter(|other| is_quantize(other) && other.input == node.input).count()
+    }
+}
+
+/// Numbers of dimensions of what matrix products of a graph take.
+fn ranks<'g>(model: &ModelProto, graph: &'g GraphProto) -> HashMap<&'g str, usize> {
+    let outer = Facts::new(only_floats(model));
+    let facts = Facts::of(graph, &outer);
+    let inputs = graph.node.iter().filter(|node| node.is("MatMul")).flat_map(|node| &node.input);
+    inputs.filter_map(|value| Some((value.as_str(), facts.rank(value)?))).collect()
 }
 
 /// Dimensions behind a Transpose.

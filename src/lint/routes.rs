@@ -2,6 +2,7 @@
 
 use super::unit::{Input, Unit};
 use crate::formats::onnx::proto::NodeProto;
+use crate::formats::onnx::tensor::{INT16, UINT16};
 use crate::graph::ops::operator;
 
 /// A way to compute with codes. Rules are about some of these.
@@ -13,7 +14,7 @@ pub(super) enum Route {
     MatMul,
     /// The same with a bias.
     Gemm,
-    /// A matrix product of floats and stored codes.
+    /// A matrix product of floats, or of codes of 16 bits, and stored codes.
     WeightOnlyProduct,
     /// Any other operator whose weights alone are codes.
     WeightOnly,
@@ -74,7 +75,7 @@ pub(super) fn route(node: &NodeProto, inputs: &[Input<'_>], has_bias: bool) -> R
     match op {
         "MatMulInteger" => Route::Dynamic,
         _ if ON_CODES.contains(&op) => Route::Codes,
-        "MatMul" | "Gemm" if is_stored(1) && !is_codes(0) => Route::WeightOnlyProduct,
+        "MatMul" | "Gemm" if is_stored(1) && (!is_codes(0) || is_wide(inputs)) => Route::WeightOnlyProduct,
         "MatMul" if has_bias => Route::Gemm,
         "MatMul" => Route::MatMul,
         "Gemm" => Route::Gemm,
@@ -91,6 +92,12 @@ pub(super) fn route(node: &NodeProto, inputs: &[Input<'_>], has_bias: bool) -> R
         _ if takes_stored_weights(node, inputs) => Route::WeightOnly,
         _ => Route::None,
     }
+}
+
+/// Whether an activation has codes of 16 bits, which are dequantized for products.
+fn is_wide(inputs: &[Input<'_>]) -> bool {
+    let codes = inputs.first().and_then(Input::codes).and_then(|linear| linear.codes);
+    matches!(codes, Some(INT16 | UINT16))
 }
 
 /// Whether a weight of the node, as the table of operators has it, is made of stored codes.
@@ -127,7 +134,9 @@ fn dynamic_kernel(unit: &Unit<'_, '_>) -> &'static str {
         index.only_use(&scales.output[0])?;
         Some(scales)
     };
-    let Some(scales) = found() else { return "MatMulInteger" };
+    // Scales that are all constant are multiplied before the model runs, and then nothing is left to be fused.
+    let is_left = |scales: &&NodeProto| graphs.constant(scope, &scales.output[0]).is_none();
+    let Some(scales) = found().filter(is_left) else { return "MatMulInteger" };
     let dynamic = node.input(0).and_then(|codes| index.producer(codes)).map(|(_, quantize)| quantize);
     let Some(quantize) = dynamic.filter(|quantize| quantize.is("DynamicQuantizeLinear")) else { return "MatMulIntegerToFloat" };
     let takes_all = quantize.output.iter().all(|output| index.only_use(output).is_some()) && quantize.output.len() == 3;

@@ -100,7 +100,7 @@ pub(super) const RULES: &[Rule] = &[
     Rule { name: "activation-function-between", of: Of::Ort, routes: &[Route::Conv, Route::MatMul, Route::Gemm, Route::Unary, Route::Binary, Route::Concat, Route::Where],
         effect: Effect::Float, check: activation_function_between,
         fix: "quantize the output to uint8 with a range that begins where the activation function does (zero point 0), or quantize before it" },
-    Rule { name: "weight-only-with-relu", of: Of::Ort, routes: &[Route::WeightOnlyProduct], effect: Effect::Float, check: activation_function_between,
+    Rule { name: "weight-only-with-relu", of: Of::Ort, routes: &[Route::WeightOnlyProduct], effect: Effect::Float, check: activation_function_after,
         fix: "quantize the activations as well (qtool quantize, mode dynamic or static): weights alone are not fused before a Relu or a Clip" },
     Rule { name: "weight-only-with-quantized-output", of: Of::Ort, routes: &[Route::WeightOnlyProduct], effect: Effect::Float, check: weight_only_with_output,
         fix: "quantize the activation as well, or take the QuantizeLinear of the output out" },
@@ -110,7 +110,7 @@ pub(super) const RULES: &[Rule] = &[
         fix: "quantize all inputs and the output to the same type" },
     Rule { name: "int8-stays-signed", of: Of::Ort, routes: &[Route::Conv, Route::MatMul], effect: Effect::Float, check: int8_stays_signed,
         fix: "use uint8 activations: on x86-64 int8 ones are moved to uint8 only where one QuantizeLinear feeds one DequantizeLinear that feeds one node" },
-    Rule { name: "sixteen-bits", of: Of::Ort, routes: &[Route::Conv, Route::MatMul, Route::Gemm, Route::Unary, Route::Binary, Route::Concat, Route::Where, Route::Place],
+    Rule { name: "sixteen-bits", of: Of::Ort, routes: &[Route::Conv, Route::MatMul, Route::Gemm, Route::Unary, Route::Binary, Route::Concat, Route::Where, Route::Moves, Route::Place],
         effect: Effect::Float, check: sixteen_bits, fix: "use 8 bits: kernels of 16 bits do not exist" },
     Rule { name: "four-bits", of: Of::Ort, routes: QUANTIZED, effect: Effect::Float, check: four_bits,
         fix: "use 8 bits; weights of four bits are for matrix products whose activations are floats" },
@@ -120,8 +120,14 @@ pub(super) const RULES: &[Rule] = &[
         fix: "store the codes of the bias as int32" },
     Rule { name: "bias-shape", of: Of::Ort, routes: &[Route::Gemm], effect: Effect::Refused, check: bias_shape,
         fix: "store the bias as one dimension, a value for each output" },
-    Rule { name: "beta", of: Of::Ort, routes: &[Route::Gemm], effect: Effect::Float, check: beta,
-        fix: "multiply the bias by beta and take beta out" },
+    Rule { name: "alpha-beta", of: Of::Ort, routes: &[Route::Gemm], effect: Effect::Float, check: alpha_beta,
+        fix: "multiply the weight by alpha and the bias by beta, and take both out" },
+    Rule { name: "weight-axis", of: Of::Ort, routes: &[Route::MatMul], effect: Effect::Float, check: weight_axis,
+        fix: "give the weight a scale for each output, along its last axis" },
+    Rule { name: "weight-axis-ignored", of: Of::Ort, routes: PRODUCTS, effect: Effect::Inexact, check: weight_axis_ignored,
+        fix: "give the weight a scale for each output: axis 0 of a Conv, 1 of a MatMul, 1 of a Gemm or 0 with transB; those of another axis are taken for these" },
+    Rule { name: "zero-point-missing", of: Of::Ort, routes: &[Route::Gemm], effect: Effect::Float, check: zero_point_missing,
+        fix: "write zero points out, also those of 0" },
     Rule { name: "parameters-differ", of: Of::Ort, routes: KEEPS_PARAMETERS, effect: Effect::Float, check: parameters_differ,
         fix: "give input and outputs one type, scale and zero point, all scalar constants: data is only moved" },
     Rule { name: "weight-only-scale", of: Of::Ort, routes: &[Route::WeightOnlyProduct], effect: Effect::Float, check: weight_only_scale,
@@ -138,8 +144,16 @@ pub(super) const RULES: &[Rule] = &[
         fix: "make weights symmetric: zero points of channels must be equal" },
     Rule { name: "activation-per-channel", of: Of::Ort, routes: PRODUCTS, effect: Effect::Refused, check: activation_per_channel,
         fix: "give activations one scale and one zero point" },
-    Rule { name: "bias-scale", of: Of::Ort, routes: &[Route::Conv, Route::Gemm], effect: Effect::Inexact, check: bias_scale,
-        fix: "the codes of the bias are taken as of scale input scale * weight scale, whatever the DequantizeLinear says: requantize them" },
+    Rule { name: "bias-scale", of: Of::Ort, routes: &[Route::Conv], effect: Effect::Float, check: bias_scale,
+        fix: "store the bias with the scale input scale * weight scale" },
+    Rule { name: "bias-scale-ignored", of: Of::Ort, routes: &[Route::Gemm], effect: Effect::Inexact, check: bias_scale,
+        fix: "store the bias with the scale input scale * weight scale, which is what its codes are taken for" },
+    Rule { name: "scale-list-of-one", of: Of::Ort, routes: &[Route::Binary], effect: Effect::Float, check: list_of_one,
+        fix: "store scale and zero point as scalars" },
+    Rule { name: "pool-scale-list-of-one", of: Of::Ort, routes: &[Route::Unary], effect: Effect::Refused, check: list_of_one,
+        fix: "store scale and zero point as scalars" },
+    Rule { name: "int8-moved", of: Of::Ort, routes: &[Route::Moves], effect: Effect::Refused, check: int8_moved,
+        fix: "use uint8 activations, a version of the operators below 21, or a QuantizeLinear and DequantizeLinear behind this node too" },
     Rule { name: "opset", of: Of::All, routes: ALL, effect: Effect::Refused, check: opset,
         fix: "raise the version of the standard operators: 13 for scales of channels, 19 for float16, 21 for blocks and for 4 and 16 bits" },
     Rule { name: "parameters-not-constant", of: Of::TensorRt, routes: ALL, effect: Effect::Refused, check: parameters_not_constant,
@@ -255,7 +269,8 @@ fn other_output<'g>(unit: &Unit<'_, 'g>, number: usize) -> Option<Linear<'g>> {
 fn carries_by_itself(unit: &Unit<'_, '_>) -> bool {
     const CARRIES: &[&str] = &["MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"];
     let carries = unit.route == Route::Moves && CARRIES.contains(&unit.node.op_type.as_str());
-    carries && unit.codes(0).is_some_and(Linear::is_single_constant) && !unit.output.is_output && unit.output.quantized.is_empty()
+    let is_free = !unit.output.is_output || unit.output.edges == 0;
+    carries && unit.codes(0).is_some_and(Linear::is_single_constant) && is_free && unit.output.quantized.is_empty()
 }
 
 fn output_has_other_readers(unit: &Unit<'_, '_>) -> Option<String> {
@@ -299,9 +314,21 @@ fn activation_function_between(unit: &Unit<'_, '_>) -> Option<String> {
     Some(what)
 }
 
+fn activation_function_after(unit: &Unit<'_, '_>) -> Option<String> {
+    match unit.output.between {
+        Between::Absorbed if unit.codes(0).is_none() => Some("an activation function follows, and a QuantizeLinear".into()),
+        _ => activation_function_between(unit),
+    }
+}
+
 fn weight_only_with_output(unit: &Unit<'_, '_>) -> Option<String> {
-    (!unit.output.quantized.is_empty() && unit.output.between == Between::Nothing)
-        .then(|| "the output is quantized, the activation is not".into())
+    let quantized = unit.output.quantized.first()?;
+    let Some(input) = unit.codes(0) else {
+        return (unit.output.between != Between::Absorbed).then(|| "the output is quantized, the activation is not".into());
+    };
+    let only = unit.output.only_quantized().is_some();
+    (!only || quantized.codes != input.codes)
+        .then(|| format!("the activation has codes of {}, the output of {}", type_name(input.codes), type_name(quantized.codes)))
 }
 
 fn is_sixteen(code: Option<i64>) -> bool {
@@ -339,6 +366,10 @@ fn int8_stays_signed(unit: &Unit<'_, '_>) -> Option<String> {
 }
 
 fn sixteen_bits(unit: &Unit<'_, '_>) -> Option<String> {
+    const COMPARES: &[&str] = &["MaxPool", "ReduceMax", "ReduceMin", "Resize"];
+    if unit.route == Route::Moves && !COMPARES.contains(&unit.node.op_type.as_str()) {
+        return None;
+    }
     let (number, linear) = unit.all_codes().find(|(_, linear)| is_sixteen(linear.codes))?;
     Some(format!("input {number}, {}, has codes of {}", name_of(unit, number), type_name(linear.codes)))
 }
@@ -365,9 +396,74 @@ fn bias_shape(unit: &Unit<'_, '_>) -> Option<String> {
     (dims.len() != 1).then(|| format!("input 2, {}, has the shape {dims:?}", name_of(unit, 2)))
 }
 
-fn beta(unit: &Unit<'_, '_>) -> Option<String> {
-    let beta = unit.node.float("beta", 1.0);
-    (unit.input(2).is_there() && unit.node.is("Gemm") && beta != 1.0).then(|| format!("beta is {beta}"))
+fn alpha_beta(unit: &Unit<'_, '_>) -> Option<String> {
+    let (alpha, beta) = (unit.node.float("alpha", 1.0), unit.node.float("beta", 1.0));
+    let is_scaled = unit.input(2).is_there() && unit.node.is("Gemm") && (alpha != 1.0 || beta != 1.0);
+    is_scaled.then(|| format!("alpha is {alpha}, beta {beta}"))
+}
+
+/// The axis of the scales of a weight and that of its outputs, where there is a scale for each.
+fn weight_axes(unit: &Unit<'_, '_>) -> Option<(i64, i64)> {
+    let weight = unit.codes(1).filter(|weight| !weight.scale.is_single())?;
+    let rank = weight.stored.as_ref()?.dims.as_ref()?.len() as i64;
+    let axis = if weight.axis < 0 { weight.axis + rank } else { weight.axis };
+    let expected = match unit.route {
+        Route::Conv => 0,
+        Route::Gemm => i64::from(unit.int("transB") == 0),
+        _ => rank - 1,
+    };
+    Some((axis, expected))
+}
+
+/// Whether a product is fused only if scales are along its outputs: that of a MatMul with a quantized output.
+fn is_axis_checked(unit: &Unit<'_, '_>) -> bool {
+    unit.route == Route::MatMul && !unit.output.quantized.is_empty()
+}
+
+fn weight_axis(unit: &Unit<'_, '_>) -> Option<String> {
+    let (axis, expected) = weight_axes(unit).filter(|(axis, expected)| axis != expected)?;
+    is_axis_checked(unit).then(|| format!("scales of the weight are along axis {axis}, outputs along {expected}"))
+}
+
+fn weight_axis_ignored(unit: &Unit<'_, '_>) -> Option<String> {
+    let (axis, expected) = weight_axes(unit).filter(|(axis, expected)| axis != expected)?;
+    (!is_axis_checked(unit)).then(|| format!("scales of the weight are along axis {axis}, outputs along {expected}"))
+}
+
+/// What is wrong with the scale of an int32 bias, which must be that of the product.
+fn wrong_bias_scale(unit: &Unit<'_, '_>) -> Option<String> {
+    let bias = unit.codes(2).filter(|bias| bias.codes == Some(INT32))?;
+    let scales = |linear: &Linear<'_>| linear.scale.floats().filter(|scales| !scales.is_empty());
+    let (Some(input), Some(weight), Some(bias)) = (scales(unit.codes(0)?), scales(unit.codes(1)?), scales(bias)) else {
+        return Some("the scale of the bias, or those of the product, are computed when the model runs".into());
+    };
+    let [input] = input[..] else { return None };
+    let count = weight.len().max(bias.len());
+    let mut pairs = (0..count).map(|i| (input * weight[i % weight.len()], bias[i % bias.len()]));
+    let (expected, found) = pairs.find(|(expected, found)| (expected - found).abs() > SCALE_TOLERANCE * expected.abs())?;
+    Some(format!("the scale of the bias is {found}, that of the product {expected}"))
+}
+
+fn bias_scale(unit: &Unit<'_, '_>) -> Option<String> {
+    wrong_bias_scale(unit)
+}
+
+fn list_of_one(unit: &Unit<'_, '_>) -> Option<String> {
+    let is_list = |linear: &&Linear<'_>| linear.scale.dims.as_deref() == Some(&[1]);
+    let concerned = unit.route == Route::Binary || unit.node.is("AveragePool");
+    let linear = unit.all_codes().map(|(_, linear)| linear).chain(&unit.output.quantized).filter(|_| concerned).find(is_list)?;
+    Some(format!("scale {} has the shape [1]", show_name(linear.scale.name)))
+}
+
+fn int8_moved(unit: &Unit<'_, '_>) -> Option<String> {
+    let is_moved = carries_by_itself(unit) && unit.codes(0).is_some_and(|linear| linear.codes == Some(INT8));
+    (is_moved && unit.graphs.opset >= 21)
+        .then(|| format!("int8 codes are moved, and the version of the operators is {}", unit.graphs.opset))
+}
+
+fn zero_point_missing(unit: &Unit<'_, '_>) -> Option<String> {
+    let (number, _) = unit.all_codes().find(|(number, linear)| *number < 2 && linear.zero_point.is_none())?;
+    Some(format!("input {number}, {}, has no zero point", name_of(unit, number)))
 }
 
 fn parameters_differ<'g>(unit: &Unit<'_, 'g>) -> Option<String> {
@@ -487,18 +583,6 @@ fn activation_per_channel(unit: &Unit<'_, '_>) -> Option<String> {
 
 /// How far scales of biases may be off the product of the others, relative to it: they are products of floats.
 const SCALE_TOLERANCE: f32 = 1e-3;
-
-fn bias_scale(unit: &Unit<'_, '_>) -> Option<String> {
-    let (input, weight, bias) = (unit.codes(0)?.scale.floats()?, unit.codes(1)?.scale.floats()?, unit.codes(2)?.scale.floats()?);
-    let [input] = input[..] else { return None };
-    if weight.is_empty() || bias.is_empty() {
-        return None;
-    }
-    let count = weight.len().max(bias.len());
-    let pairs = (0..count).map(|i| (input * weight[i % weight.len()], bias[i % bias.len()]));
-    let (expected, found) = pairs.into_iter().find(|(expected, found)| (expected - found).abs() > SCALE_TOLERANCE * expected.abs())?;
-    Some(format!("the scale of the bias is {found}, that of the product {expected}"))
-}
 
 fn opset(unit: &Unit<'_, '_>) -> Option<String> {
     let opset = unit.graphs.opset;

@@ -32,7 +32,7 @@ impl Build {
         let name = format!("constant_{}", self.graph.initializer.len());
         let count = dims.iter().product::<i64>() as usize;
         let bytes: Vec<u8> = match data_type {
-            FLOAT => (0..count).flat_map(|_| (value as f32 / 100.0).to_le_bytes()).collect(),
+            FLOAT => (0..count).flat_map(|_| (value as f32 / 10_000.0).to_le_bytes()).collect(),
             FLOAT16 => vec![0x20; 2 * count],
             INT4 => vec![0; count.div_ceil(2)],
             _ => (0..count).flat_map(|_| value.to_le_bytes()[..element_type(data_type).unwrap().bits / 8].to_vec()).collect(),
@@ -62,7 +62,9 @@ impl Build {
     }
 
     fn grid(&mut self, Grid(codes, dims, zero_point): Grid) -> [String; 2] {
-        [self.tensor(FLOAT, dims, 5), self.tensor(codes, dims, zero_point)]
+        // The scale of a bias is the product of the others.
+        let scale = if codes == INT32 { 25 } else { 500 };
+        [self.tensor(FLOAT, dims, scale), self.tensor(codes, dims, zero_point)]
     }
 
     fn quantize(&mut self, value: &str, grid: Grid) -> String {
@@ -159,18 +161,10 @@ const TRT: &str = "tensorrt";
 
 #[rustfmt::skip]
 const CASES: &[Case] = &[
-    case("activation-not-quantized", ORT, Verdict::Unfused, |b| {
-        let (x, w) = (b.tensor(FLOAT, &[1, 8, 9, 9], 1), b.weight(&[8, 8, 3, 3], S8_CHANNELS, 0));
-        let input = b.input(&[1, 8, 9, 9]);
-        let sum = b.node("Tanh", "", &[&input], &[]);
-        let moved = b.activation(&[1, 8, 9, 9], U8);
-        let _ = (x, sum, moved);
-        let a = b.activation(&[4, 8], U8);
-        let float = b.input(&[4, 8]);
-        let codes = b.node("Where", TARGET, &["mask", &a, &float], &[]);
-        let value = b.node("Conv", "weight only", &[&input, &w], &[]);
-        b.finish(&value);
-        b.finish_quantized(&codes, U8);
+    case("activation-not-quantized", ORT, Verdict::Float, |b| {
+        let (a, c) = (b.activation(&[4, 8], U8), b.input(&[4, 8]));
+        let value = b.node("Add", TARGET, &[&a, &c], &[]);
+        b.finish_quantized(&value, U8);
     }),
     case("weight-not-quantized", ORT, Verdict::Float, |b| {
         let (x, w) = (b.activation(&[4, 8], U8), b.tensor(FLOAT, &[8, 8], 1));
@@ -222,9 +216,11 @@ const CASES: &[Case] = &[
         b.finish_quantized(&value, Grid(UINT16, &[], 0));
     }),
     case("types-differ", ORT, Verdict::Unfused, |b| {
-        let (a, c) = (b.activation(&[4, 8], U8), b.activation(&[4, 8], Grid(UINT16, &[], 0)));
+        // A DequantizeLinear of int8 codes that another takes too stays int8.
+        let (a, c) = (b.activation(&[4, 8], U8), b.activation(&[4, 8], S8));
         let value = b.node("Add", TARGET, &[&a, &c], &[]);
         b.finish_quantized(&value, U8);
+        b.finish(&c);
     }),
     case("int8-stays-signed", ORT, Verdict::Unfused, |b| {
         let x = b.activation(&[4, 8], S8);
@@ -234,8 +230,8 @@ const CASES: &[Case] = &[
         b.finish(&x);
     }),
     case("sixteen-bits", ORT, Verdict::Unfused, |b| {
-        let value = b.matmul(Grid(UINT16, &[], 0), S8_CHANNELS);
-        b.finish(&value);
+        let value = b.conv(Grid(UINT16, &[], 0), S8_CHANNELS, None);
+        b.finish_quantized(&value, Grid(UINT16, &[], 0));
     }),
     case("four-bits", ORT, Verdict::Unfused, |b| {
         let value = b.matmul(U8, Grid(INT4, &[8], 0));
@@ -257,11 +253,28 @@ const CASES: &[Case] = &[
         let value = b.gemm(Some(&bias));
         b.finish(&value);
     }),
-    case("beta", ORT, Verdict::Unfused, |b| {
+    case("alpha-beta", ORT, Verdict::Unfused, |b| {
         let codes = b.tensor(INT32, &[8], 0);
         let bias = b.dequantize(&codes, Grid(INT32, &[], 0), &[]);
         let value = b.gemm(Some(&bias));
         b.set_float("beta", 0.5);
+        b.finish(&value);
+    }),
+    case("weight-axis", ORT, Verdict::Unfused, |b| {
+        let (x, w) = (b.activation(&[4, 8], U8), b.weight(&[8, 8], S8_CHANNELS, 0));
+        let value = b.node("MatMul", TARGET, &[&x, &w], &[]);
+        b.finish_quantized(&value, U8);
+    }),
+    case("weight-axis-ignored", ORT, Verdict::Inexact, |b| {
+        let (x, w) = (b.activation(&[4, 8], U8), b.weight(&[8, 8], S8_CHANNELS, 0));
+        let value = b.node("MatMul", TARGET, &[&x, &w], &[]);
+        b.finish(&value);
+    }),
+    case("zero-point-missing", ORT, Verdict::Unfused, |b| {
+        let x = b.activation(&[4, 8], U8);
+        let (codes, scale) = (b.tensor(INT8, &[8, 8], 3), b.tensor(FLOAT, &[8], 500));
+        let w = b.node("DequantizeLinear", "", &[&codes, &scale], &[("axis", 1)]);
+        let value = b.node("Gemm", TARGET, &[&x, &w], &[]);
         b.finish(&value);
     }),
     case("parameters-differ", ORT, Verdict::Unfused, |b| {
@@ -308,11 +321,32 @@ const CASES: &[Case] = &[
         let value = b.conv(Grid(UINT8, &[8], 128), S8_CHANNELS, None);
         b.finish_quantized(&value, U8);
     }),
-    case("bias-scale", ORT, Verdict::Inexact, |b| {
-        let codes = b.tensor(INT32, &[8], 0);
-        let bias = b.dequantize(&codes, Grid(INT32, &[], 0), &[]);
+    case("bias-scale", ORT, Verdict::Unfused, |b| {
+        let (codes, scale) = (b.tensor(INT32, &[8], 0), b.tensor(FLOAT, &[], 500));
+        let bias = b.node("DequantizeLinear", "", &[&codes, &scale], &[]);
         let value = b.conv(U8, S8_CHANNELS, Some(&bias));
         b.finish_quantized(&value, U8);
+    }),
+    case("bias-scale-ignored", ORT, Verdict::Inexact, |b| {
+        let (codes, scale) = (b.tensor(INT32, &[8], 0), b.tensor(FLOAT, &[], 500));
+        let bias = b.node("DequantizeLinear", "", &[&codes, &scale], &[]);
+        let value = b.gemm(Some(&bias));
+        b.finish(&value);
+    }),
+    case("scale-list-of-one", ORT, Verdict::Unfused, |b| {
+        let (a, c) = (b.activation(&[4, 8], U8), b.activation(&[4, 8], Grid(UINT8, &[1], 128)));
+        let value = b.node("Mul", TARGET, &[&a, &c], &[]);
+        b.finish_quantized(&value, U8);
+    }),
+    case("pool-scale-list-of-one", ORT, Verdict::Refused, |b| {
+        let x = b.activation(&[1, 8, 9, 9], Grid(UINT8, &[1], 128));
+        let value = b.node("AveragePool", TARGET, &[&x], &[]);
+        b.finish_quantized(&value, U8);
+    }),
+    case("int8-moved", ORT, Verdict::Refused, |b| {
+        let x = b.activation(&[1, 8, 9, 9], S8);
+        let value = b.node("MaxPool", TARGET, &[&x], &[]);
+        b.finish(&value);
     }),
     case("opset", "any", Verdict::Refused, |b| {
         let value = b.conv(U8, S8_CHANNELS, None);

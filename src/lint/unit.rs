@@ -98,8 +98,15 @@ impl<'a, 'g> Unit<'a, 'g> {
         let mut output = output(graphs, scope, node);
         let added = bias_that_is_added(graphs, scope, node);
         if let Some((add, bias)) = added {
+            let is_matrix = node.input(0).and_then(|a| graphs.shape(scope, a)).is_some_and(|a| a.len() == 2);
+            if !is_matrix && inputs[0].codes().is_some_and(|linear| !linear.is_single_constant()) {
+                inputs[0] = Input::Float;
+            }
             inputs.push(input(graphs, scope, graphs.node(scope, add).input(bias).unwrap_or(""), LONGEST_WAY));
             output = self::output(graphs, scope, graphs.node(scope, add));
+            if !is_matrix {
+                output = behind_reshape(graphs, scope, graphs.node(scope, add));
+            }
         }
         let route = route(node, &inputs, added.is_some());
         Unit { graphs, scope, place, node, route, inputs, output, added: added.map(|(add, _)| add) }
@@ -214,6 +221,13 @@ fn output<'g>(graphs: &Graphs<'g>, scope: usize, node: &NodeProto) -> Output<'g>
         output.quantized = carried_quantize(graphs, scope, value, LONGEST_WAY).into_iter().collect();
     }
     output
+}
+
+/// What becomes of the output of a Gemm behind which there will be a Reshape, through which quantization is carried.
+fn behind_reshape<'g>(graphs: &Graphs<'g>, scope: usize, node: &NodeProto) -> Output<'g> {
+    let quantized = carried_quantize(graphs, scope, node.output.first().map_or("", String::as_str), LONGEST_WAY);
+    let quantized = quantized.filter(Linear::is_single_constant).into_iter().collect();
+    Output { edges: 1, is_output: false, quantized, between: Between::Nothing }
 }
 
 /// Each QuantizeLinear that takes a value, those that are alike once.

@@ -206,7 +206,7 @@ def matmul(g):
         w = g.node("Transpose", w, perm=[1, 0])
     value = g.node("MatMul", x, w, name=TARGET)
     if g.rng.random() < 0.3:
-        bias = g.choose(np.ones(16), np.ones((1, 16)), np.ones((1,)), np.ones((3, 1)))
+        bias = g.choose(np.ones(16), np.ones((1, 16)), np.ones((1,)))
         inputs = [value, g.constant(bias.astype(np.float32))]
         value = g.node("Add", *(inputs if g.rng.random() < 0.5 else inputs[::-1]))
     moves = [lambda value: g.node("Transpose", value)]

@@ -33,6 +33,8 @@ KERNELS = {
     "QLinearAveragePool",
     "QLinearGlobalAveragePool",
 }
+# Operators that give codes of what they take codes of.
+MOVES = {"Expand", "Flatten", "Gather", "GatherElements", "MaxPool", "ReduceMax", "ReduceMin", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 INTEGERS = {onnx.TensorProto.DataType.Value(name) for name in ("INT8", "UINT8", "INT16", "UINT16", "INT4", "UINT4")}
 ALL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 EXTENDED = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -69,8 +71,8 @@ def on_codes(graph):
             codes |= set(node.output)
         elif node.op_type == "QGemm" and len([name for name in node.input if name]) > 7:
             codes |= set(node.output)
-        elif node.op_type not in KERNELS and node.op_type != "DequantizeLinear" and node.input and node.input[0] in codes:
-            codes |= set(node.output)
+        elif node.op_type in MOVES | {"ArgMax"} and node.input[0] in codes:
+            codes |= set(node.output) if node.op_type in MOVES else set()
             found[node.name] = node.op_type
     return found
 
@@ -101,7 +103,7 @@ def differences(path, level=EXTENDED):
     wrong = [f"{kernel}: expected {counts[kernel]}, found {found[kernel]}" for kernel in sorted(counts | found) if counts[kernel] != found[kernel]]
     here = {node.name: node.op_type for graph in graphs(model) for node in graph.node}
     judged = {node["node"].split("/")[-1] for node in document["nodes"]}
-    for name in sorted(judged & here.keys() - set()):
-        if here[name] not in KERNELS and (name in moved) != (name in found_moved) and name:
+    for name in sorted(judged & here.keys()):
+        if name and here[name] not in KERNELS and (name in moved) != (name in found_moved):
             wrong.append(f"{name} ({here[name]}): expected {'codes' if name in moved else 'floats'}")
     return wrong

@@ -95,6 +95,7 @@ def changing_inputs(workers, findings, wanted):
     """Inputs that change after the program has opened them, until `wanted` runs have met a change."""
     # In place, the input is the output, too: whoever changes it meanwhile competes with the run.
     forms = [form for form in workers.large_forms if form.name in ("file", "directory", "compressed-tensors", "ONNX", "ONNX, external", "dequantize")]
+    per_form = -(-wanted // len(forms))
     for form in forms:
         seconds, landed = typical(workers, form), []
         names = {"dequantize": ["q.safetensors"], "ONNX": ["m.onnx"], "ONNX, external": ["m.onnx", "values.bin"], "file": ["model.safetensors"]}
@@ -102,7 +103,7 @@ def changing_inputs(workers, findings, wanted):
 
         def trial(scene, what):
             name, kind, seed = what
-            if len(landed) >= wanted:
+            if len(landed) >= per_form:
                 return
             scene.reset()
             path = scene.dir / name

@@ -154,6 +154,12 @@ def test_hashes_are_those_of_the_files(quantize):
     assert written == {"name": output.weights.name, "bytes": len(weights), "blake3": blake3(weights).hexdigest()}
 
 
+def test_the_sidecar_holds_its_own_hash(quantize):
+    output = quantize(FIXTURE)
+    text, stored = output.sidecar.read_bytes(), output.document["blake3"].encode()
+    assert blake3(text.replace(stored, b"0" * 64, 1)).hexdigest().encode() == stored
+
+
 def test_verify_finds_a_changed_byte(quantize):
     output = quantize(FIXTURE)
     run("verify", output.weights)

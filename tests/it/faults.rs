@@ -6,6 +6,7 @@
 use crate::support::{FIXTURE, QTOOL, Run, Workdir, finish, names};
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 
 /// Content by name; directories have none.
@@ -196,34 +197,63 @@ fn file_systems_that_can_less_are_written_to_as_safely() {
     scene.dir.expect_no_temporaries();
 }
 
-/// A change at a time that is sure to be in the middle: while the output waits for the disk.
+/// A change at a time that is sure to be in the middle: before values are read, or while the output waits for the disk.
 #[test]
 fn an_input_that_changes_before_the_end_is_noticed() {
+    let [file, directory] = [FILE, DIRECTORY].map(Scene::new);
+    if !can_trace(&file.dir) {
+        return;
+    }
+    let original = file.dir.read("model.safetensors");
+    let with_nans = [&original[..original.len() - 1000], &[0xff; 1000]].concat();
+    let half = original[..original.len() / 2].to_vec();
+    let changes: [(&Scene, &str, &str, Vec<u8>, &str); 6] = [
+        (&file, "fallocate", "model.safetensors", with_nans, "modified"),
+        (&file, "fallocate", "model.safetensors", half.clone(), "truncated"),
+        (&file, "fsync", "model.safetensors", half, "truncated"),
+        (&file, "fsync", "model.safetensors", [&original[..], b"x"].concat(), "grown"),
+        (&directory, "fallocate", "m/sub/tokenizer.json", b"[]".into(), "modified"),
+        (&directory, "fsync", "m/sub/tokenizer.json", b"{} ".into(), "grown"),
+    ];
+    for (scene, call, name, content, what) in changes {
+        let (path, before) = (scene.dir.path(name), scene.dir.read(name));
+        std::thread::scope(|scope| {
+            let changing = scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(700));
+                // Not through an empty file, which would be a truncation.
+                let file = fs::File::options().write(true).open(&path).unwrap();
+                file.write_all_at(&content, 0).unwrap();
+                file.set_len(content.len() as u64).unwrap();
+            });
+            let run = scene.run_with(call, "delay_enter=1500000:when=1").expect(5);
+            assert!(run.stderr.contains(what), "{name} at {call}: {run}");
+            run.expect_one_error();
+            changing.join().unwrap();
+        });
+        fs::write(&path, &before).unwrap();
+        assert_eq!(scene.judge(&scene.state().0), Found::Old, "{name} at {call}");
+        scene.dir.expect_no_temporaries();
+    }
+}
+
+/// Names are exchanged to replace a file: never with a directory, which would then be removed.
+#[test]
+fn a_directory_that_takes_the_name_meanwhile_stays() {
     let scene = Scene::new(FILE);
     if !can_trace(&scene.dir) {
         return;
     }
-    let original = scene.dir.read("model.safetensors");
-    let path = scene.dir.path("model.safetensors");
-    let changes: [(&str, Vec<u8>); 3] = [
-        ("truncated", original[..original.len() / 2].into()),
-        ("grown", [&original[..], b"x"].concat()),
-        ("modified", vec![1; original.len()]),
-    ];
-    for (what, content) in changes {
-        std::thread::scope(|scope| {
-            let changing = scope.spawn(|| {
-                std::thread::sleep(std::time::Duration::from_millis(300));
-                fs::write(&path, &content).unwrap();
-            });
-            let run = scene.run_with("fsync", "delay_enter=900000:when=1").expect(5);
-            assert!(run.stderr.contains(what), "{run}");
-            run.expect_one_error();
-            changing.join().unwrap();
+    std::thread::scope(|scope| {
+        let taking = scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(700));
+            fs::remove_file(scene.dir.path("q.safetensors")).unwrap();
+            scene.dir.write("q.safetensors/notes", "precious");
         });
-        fs::write(&path, &original).unwrap();
-        assert_eq!(scene.judge(&scene.state().0), Found::Old, "{what}");
-    }
+        scene.run_with("fsync", "delay_enter=1500000:when=1").expect(4).expect_one_error();
+        taking.join().unwrap();
+    });
+    assert_eq!(scene.dir.read("q.safetensors/notes"), b"precious");
+    scene.dir.expect_no_temporaries();
 }
 
 #[test]

@@ -23,6 +23,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::MutexGuard;
 use temporaries::{Temporary, remove_debris, settle};
 
 /// How carefully outputs are made to last.
@@ -150,8 +151,7 @@ impl Published {
 }
 
 /// Puts back everything that was published, last first, after `error`.
-fn take_back(published: Vec<Published>, error: Error) -> Error {
-    let _settled = settle();
+fn take_back(published: Vec<Published>, error: Error, _settled: MutexGuard<'_, ()>) -> Error {
     let hints: Vec<String> = published.into_iter().rev().filter_map(Published::take_back).collect();
     if hints.is_empty() { error } else { error.with_hint(hints.join("; ")) }
 }
@@ -206,7 +206,7 @@ impl StagedDir {
         match parent.sync(durability) {
             // The old directory goes, now that the new one is sure to stay.
             Ok(()) => Ok(()),
-            Err(error) => Err(take_back(published, error)),
+            Err(error) => Err(take_back(published, error, settle())),
         }
     }
 }
@@ -240,11 +240,16 @@ pub(crate) fn publish_files(files: Vec<StagedFile>, replace: bool, durability: D
     }
     let settled = settle();
     let mut published = Vec::with_capacity(files.len());
-    let done = files.into_iter().try_for_each(|staged| staged.publish(replace).map(|member| published.push(member)));
+    for staged in files {
+        match staged.publish(replace) {
+            Ok(member) => published.push(member),
+            Err(error) => return Err(take_back(published, error, settled)),
+        }
+    }
     drop(settled);
-    match done.and_then(|()| dirs.iter().try_for_each(|dir| dir.sync(durability))) {
+    match dirs.iter().try_for_each(|dir| dir.sync(durability)) {
         Ok(()) => Ok(()),
-        Err(error) => Err(take_back(published, error)),
+        Err(error) => Err(take_back(published, error, settle())),
     }
 }
 

@@ -135,6 +135,13 @@ impl Temporary {
     /// The caller has settled.
     pub(super) fn publish(self, path: &Path, replace: bool) -> Result<Option<Temporary>, Errno> {
         if replace {
+            // Names of a file and a directory can be exchanged, too, but nobody has asked for that.
+            let is_dir = |path: &Path| path.symlink_metadata().map(|metadata| metadata.is_dir());
+            match (is_dir(&self.path), is_dir(path)) {
+                (Ok(false), Ok(true)) => return Err(Errno::ISDIR),
+                (Ok(true), Ok(false)) => return Err(Errno::NOTDIR),
+                _ => {}
+            }
             match rustix::fs::renameat_with(CWD, &self.path, CWD, path, RenameFlags::EXCHANGE) {
                 Ok(()) => {
                     self.forget_members();

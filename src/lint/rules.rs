@@ -224,6 +224,11 @@ fn quantizes_by_itself(unit: &Unit<'_, '_>, number: usize) -> bool {
     if number == 1 {
         return true;
     }
+    // The scale of a bias of a Conv is compared with that of the product before the model runs.
+    let is_computed = unit.codes(0).is_some_and(|linear| linear.scale.constant.is_none());
+    if unit.route == Route::Conv && is_computed {
+        return false;
+    }
     let Some(weight) = unit.codes(1).filter(|weight| !weight.scale.is_single()) else { return bias_size.is_some() };
     let rank = weight.stored.as_ref().and_then(|stored| stored.dims.as_ref()).map_or(0, |dims| dims.len() as i64);
     let axis = if weight.axis < 0 { weight.axis + rank } else { weight.axis };

@@ -47,6 +47,12 @@ def lint(path, *options):
     return json.loads(done.stdout)
 
 
+def refusal(path):
+    """Why `qtool lint` does not read a model; empty if it does."""
+    done = subprocess.run([BINARY, "lint", path, "--quiet"], capture_output=True, text=True, timeout=60)
+    return done.stderr if done.returncode == 1 else ""
+
+
 def optimized(path, level=EXTENDED):
     """The graph that ONNX Runtime runs, or the error that it gives."""
     options = onnxruntime.SessionOptions()

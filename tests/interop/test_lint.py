@@ -11,12 +11,19 @@ import lint_graphs
 import onnx_models
 import onnx_real
 from conftest import run
-from lint_tools import ALL, EXTENDED, KERNELS, differences, expected, lint, optimized
+from lint_tools import ALL, EXTENDED, KERNELS, differences, expected, lint, optimized, refusal
 from onnx_tools import Quantizer, write_samples
 from test_onnx_real import Feeds, onnxruntime_quantizes, silence
 
 # How many graphs are drawn.
 SEEDS = 1300
+
+# Where verdicts and runtime do not agree, and why: docs/lint.md says so too.
+EXPLAINED = {
+    ("magika", "weight-only"): ["MatMulNBits: expected 1, found 2"],
+    ("magika", "static"): ["MatMulIntegerToFloat: expected 1, found 2"],
+    ("tied-embedding", "weight-only-per-tensor"): ["MatMulNBits: expected 0, found 1"],
+}
 
 RUNNABLE = [name for name in onnx_models.CASES if onnx_models.CASES[name]().runs]
 
@@ -80,8 +87,8 @@ def test_models_of_qtool(quantized, mode):
     for name in RUNNABLE:
         if "static" in MODES[mode] and not onnx_models.CASES[name]().calibrates:
             continue
-        path = quantized(name, *MODES[mode], "--no-lint")
-        if found := differences(path):
+        found = differences(quantized(name, *MODES[mode], "--no-lint"))
+        if found != EXPLAINED.get((name, mode), []):
             wrong[name] = found
     assert not wrong
 
@@ -129,7 +136,7 @@ def test_real_models_of_qtool(models, samples, tmp_path, name, mode):
     path = tmp_path / "quantized.onnx"
     extra = ("--samples", samples[name], "--min-sqnr", "0") if mode == "static" else ()
     run("quantize", models[name], "-o", path, "--quiet", "--durability", "none", "--mode", mode, *extra, timeout=300)
-    assert not differences(path)
+    assert differences(path) == EXPLAINED.get((name, mode), [])
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "static"])
@@ -139,6 +146,10 @@ def test_real_models_of_onnxruntime(models, tmp_path, name, mode):
     path, error = onnxruntime_quantizes(models[name], tmp_path, feeds, mode)
     if error:
         pytest.skip(error)
+    if refusal(path):
+        # Its nodes are no longer in topological order within a body, and qtool reads no such model.
+        assert "topological order" in refusal(path)
+        return
     assert not differences(path)
 
 

@@ -11,13 +11,16 @@ def at_every_call(workers, findings):
     """Each error at each call, once and from then on."""
     for form in workers.forms:
         with workers.scene(form) as scene:
-            points = trace.points(scene)
+            points = trace.points(scene, workers.calls)
         trials = [(point, error, more) for point in points for error in trace.errors_of(point[0]) for more in ("", "+")]
 
         def trial(scene, what):
             (call, n, line), error, more = what
             scene.reset()
             run, landed = trace.injected(scene, call, f"error={error}:when={n}{more}")
+            if not began(run):
+                findings.count("met the loader")
+                return
             findings.count("faults that landed", landed)
             problem = scene.after_error(run)
             state, debris = scene.state()
@@ -51,7 +54,7 @@ LIMITS = {
 
 def began(run):
     """Whether the program got as far as its own code: below some limits neither `prlimit` nor the loader do."""
-    words = ("error while loading shared libraries", "prlimit: ", "cannot allocate TLS", "libc.so.6")
+    words = ("error while loading shared libraries", "initialization or cleanup bug", "prlimit: ", "cannot allocate TLS", "libc.so.6")
     return not any(word in run.stderr for word in words) and not (run.code in (-9, -11) and not run.stderr)
 
 
@@ -165,7 +168,7 @@ def on_tmpfs(scene, name, value, findings):
         scene.dir = place
         run = scene.run()
         problem = scene.after_error(run)
-        if run.code not in (0, 4):
+        if not problem and run.code not in (0, 4):
             problem = f"expected exit 4: {run}"
         findings.count("refused" if run.code else "done")
         findings.check(problem, f"{scene.form.name}: tmpfs {name}={value}")

@@ -11,7 +11,7 @@ def at_every_call(workers, findings):
     """Kills the program at the entry of every call of `trace.CALLS`, for every form."""
     for form in workers.forms:
         with workers.scene(form) as scene:
-            points = trace.points(scene)
+            points = trace.points(scene, workers.calls)
         findings.count("calls", len(points))
 
         def trial(scene, point):

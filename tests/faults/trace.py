@@ -27,24 +27,26 @@ def missing():
     return None if probe.returncode == 0 else f"strace does not work here: {probe.stderr.strip()[:200]}"
 
 
-def points(scene):
-    """Every call of the kinds above in a run: (call, n, line), where n counts the calls of that kind by one thread, as strace does."""
+def points(scene, calls=None):
+    """Every call of the kinds above, or of these, in a run: (call, n, line), where n counts the calls of that kind by one thread, as strace does."""
     scene.reset()
     with tempfile.NamedTemporaryFile("r") as log:
-        run = scene.run(prefix=["strace", "-f", "-qq", "-o", log.name, "-e", "trace=" + ",".join("?" + call for call in CALLS)])
+        run = scene.run(prefix=["strace", "-f", "-qq", "-o", log.name, "-e", "trace=" + ",".join("?" + call for call in calls or CALLS)])
         lines = log.read().splitlines()
     scene.expect(run, 0)
-    counts, found = Counter(), {}
+    counts, found, elsewhere = Counter(), {}, set()
     for line in lines:
         match = re.match(r"(\d+)\s+(\w+)\((.*)", line)
-        if not match or match[2] not in CALLS:
+        if not match or match[2] not in (calls or CALLS):
             continue
         thread, call, rest = match.groups()
         counts[thread, call] += 1
         if call in ("open", "openat", "creat") and ELSEWHERE.search(rest):
+            elsewhere.add((call, counts[thread, call]))
             continue
         found.setdefault((call, counts[thread, call]), line[len(thread) :].strip()[:120])
-    return [(call, n, line) for (call, n), line in found.items()]
+    # A fault at the n-th call of any thread would meet the loader first.
+    return [(call, n, line) for (call, n), line in found.items() if (call, n) not in elsewhere]
 
 
 def injected(scene, call, what, prefix=()):

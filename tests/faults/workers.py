@@ -20,6 +20,8 @@ class Workers:
         self.large_forms = [form for form in models.forms(count=4, shape=(512, 384), width=448) if fits(form)]
         self.settings = ["--quiet", "--threads", "1"]
         self.missed = 0
+        #: Only these system calls, if not all.
+        self.calls = None
 
     def scene(self, form):
         settings = self.settings if form.command[0] in ("quantize", "dequantize") else ["--quiet"]

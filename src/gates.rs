@@ -216,10 +216,13 @@ impl fmt::Display for GateRow {
 
 /// Six digits.
 fn number(value: f64) -> String {
-    if value != 0.0 && !(1e-3..1e6).contains(&value.abs()) {
+    if value == 0.0 {
+        return "0".into();
+    }
+    if !(1e-3..1e6).contains(&value.abs()) {
         return format!("{value:.5e}");
     }
-    let digits = (5 - value.abs().max(1.0).log10().floor() as i32).max(0) as usize;
+    let digits = (5 - value.abs().log10().floor() as i32).max(0) as usize;
     let text = format!("{value:.digits$}");
     match text.contains('.') {
         true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),

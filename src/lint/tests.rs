@@ -429,7 +429,8 @@ fn targets_are_those_of_quantize() {
 
 #[test]
 fn what_breaks_no_rule_computes_in_integers() {
-    let good: &[(&str, fn(&mut Build))] = &[
+    type Case = (&'static str, fn(&mut Build));
+    let good: &[Case] = &[
         ("QLinearConv", |b| {
             let bias = b.tensor(FLOAT, &[8], 1);
             let value = b.conv(U8, S8_CHANNELS, Some(&bias));

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 /// Longest piece of a file that a message quotes, in characters.
-const QUOTED_CHARS: usize = 120;
+const QUOTED_CHARS: usize = 160;
 
 /// The members of the object in `text`, in order, with unparsed values.
 ///

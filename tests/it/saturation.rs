@@ -240,7 +240,7 @@ fn reports_say_what_was_found() {
     assert!(line.contains(&format!("{possible} of ")) && line.ends_with("could saturate; --saturation nudge changes these"), "{line}");
     assert!(!dir.ok("quantize model.onnx -o q.onnx --force --saturation ignore").stdout.contains("VNNI"));
     let text = dir.ok("quantize model.onnx -o q.onnx --force --saturation 7bit").stdout;
-    assert!(text.contains("saturation without VNNI: none; codes have 7 bits in 3 tensors\n"), "{text}");
+    assert!(text.contains("saturation without VNNI: none; codes have 7 bits in 4 tensors\n"), "{text}");
     let text = dir.ok("quantize model.onnx -o q.onnx --force --saturation nudge --mode weight-only").stdout;
     assert!(text.contains("note: --saturation nudge: no int8 weight is multiplied in integers\n"), "{text}");
 }

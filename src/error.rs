@@ -15,7 +15,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A file is malformed or of an unsupported kind.
-    #[error("{}: {message}", show_path(file))]
+    #[error("{}: {}", show_path(file), escape(message))]
     Malformed {
         /// The file that was read.
         file: PathBuf,
@@ -23,7 +23,7 @@ pub enum Error {
         message: String,
     },
     /// One tensor of a file is malformed or cannot be quantized.
-    #[error("{}: tensor {}: {message}", show_path(file), show_name(tensor))]
+    #[error("{}: tensor {}: {}", show_path(file), show_name(tensor), escape(message))]
     Tensor {
         /// The file that holds the tensor.
         file: PathBuf,
@@ -51,10 +51,10 @@ pub enum Error {
         first_index: u64,
     },
     /// Wrong usage: options that contradict each other, a pattern that matches nothing, an output in the way.
-    #[error("{0}")]
+    #[error("{}", escape(.0))]
     Usage(String),
-    /// A check did not pass.
-    #[error("{0}")]
+    /// A check or a gate did not pass.
+    #[error("{}", escape(.0))]
     Check(String),
     /// Gates of a run do not hold, so that nothing was written.
     #[error("{}: {}", show_path(model), gates::summary(rows))]
@@ -83,7 +83,7 @@ pub enum Error {
         found: &'static str,
     },
     /// A limit that protects against hostile or mistaken input was exceeded.
-    #[error("{}: {what}: expected at most {limit}, found {found}", show_path(file))]
+    #[error("{}: {}: expected at most {limit}, found {found}", show_path(file), escape(what))]
     Limit {
         /// The file concerned.
         file: PathBuf,
@@ -213,10 +213,116 @@ fn is_invisible(c: char) -> bool {
 mod tests {
     use super::*;
 
+    use crate::formats::{self, ReadOptions};
+    use crate::verify::verify;
+    use crate::{Prepared, Request, Silent};
+
+    /// The names of all variants and the name of an error's; does not compile while one is missing.
+    macro_rules! variants {
+        ($($variant:ident),*) => {
+            const VARIANTS: &[&str] = &[$(stringify!($variant)),*];
+
+            fn variant(error: &Error) -> &'static str {
+                match error {
+                    $(Error::$variant { .. } => stringify!($variant),)*
+                }
+            }
+        };
+    }
+
+    variants!(Malformed, Tensor, NonFinite, Usage, Check, Gates, Io, Changed, Limit, Hinted);
+
+    /// A safetensors file of one tensor `w` `[1, 2]` of this type, with these bytes.
+    fn model(dtype: &str, values: &[u8]) -> Vec<u8> {
+        let header = format!(r#"{{"w":{{"dtype":"{dtype}","shape":[1,2],"data_offsets":[0,{}]}}}}"#, values.len());
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), values].concat()
+    }
+
+    #[test]
+    fn every_variant_is_what_some_file_causes() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, content: &[u8]| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            path
+        };
+        let options = ReadOptions::default();
+        let open = |path: &Path| formats::open(path, &options).map(drop);
+        let quantize = |path: &Path| {
+            let mut request = Request::new(path);
+            request.recipe.min_elements = 0;
+            Prepared::new(request).and_then(|prepared| prepared.run(&Silent)).map(drop)
+        };
+        let good = write("good.safetensors", &model("F32", &[0x3d; 8]));
+        quantize(&good).unwrap();
+        let output = dir.path().join("good.int8.safetensors");
+        let changed = {
+            let model = formats::open(&good, &options).unwrap();
+            std::fs::File::options().append(true).open(&good).unwrap().set_len(3).unwrap();
+            model.check_unchanged()
+        };
+        let infinite = [1.0, f32::INFINITY].iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        let narrow = ReadOptions { max_name_bytes: 0, ..options };
+        let again = write("again.safetensors", &model("F32", &[0x3d; 8]));
+        let gated = write("gated.safetensors", &model("F32", &[0x3d, 0x3d, 0x3d, 0x3d, 0x3c, 0x3b, 0x3a, 0x39]));
+        let mut without_samples = Request::new(&again);
+        without_samples.recipe.mode = crate::recipe::Mode::Static;
+        let mut beyond = Request::new(&gated);
+        beyond.recipe.min_elements = 0;
+        beyond.gates.min_sqnr.push("1000".parse().unwrap());
+        let cases: [(&str, Result<()>, u8); 10] = [
+            ("Malformed", open(&write("short", b"1234567")), 1),
+            ("Tensor", open(&write("type", &model("F31", &[0; 8]))), 1),
+            ("NonFinite", quantize(&write("infinite.safetensors", &model("F32", &infinite))), 1),
+            ("Usage", Prepared::new(without_samples).map(drop), 2),
+            (
+                "Check",
+                {
+                    std::fs::write(&output, b"other").unwrap();
+                    verify(&output, &options, &Silent).and_then(|found| found.check())
+                },
+                3,
+            ),
+            ("Gates", Prepared::new(beyond).and_then(|prepared| prepared.run(&Silent)).map(drop), 3),
+            ("Io", open(&dir.path().join("none")), 4),
+            ("Changed", changed, 5),
+            ("Limit", formats::open(&again, &narrow).map(drop), 6),
+            ("Hinted", open(&write("pointer", b"version https://git-lfs.github.com/spec/v1\n")), 1),
+        ];
+        assert_eq!(cases.each_ref().map(|case| case.0), VARIANTS);
+        for (expected, result, exit) in cases {
+            let error = result.expect_err(expected);
+            // Those that come with advice are looked into.
+            let inner = match &error {
+                Error::Hinted { error, .. } if expected != "Hinted" => error,
+                other => other,
+            };
+            assert_eq!((variant(inner), error.exit_code()), (expected, exit), "{error}");
+            assert!(!error.to_string().contains('\n') && !error.to_string().is_empty(), "{error}");
+        }
+    }
+
     #[test]
     fn names_of_strangers_cannot_drive_the_terminal() {
         let shown = show_name("a\x1b[31m\u{202e}\n\0\"b").to_string();
         assert_eq!(shown, "\"a\\u{1b}[31m\\u{202e}\\u{a}\\u{0}\\\"b\"");
+    }
+
+    #[test]
+    fn what_parsers_quote_of_files_cannot_drive_the_terminal() {
+        let quoted = "unknown field `a\0\u{1b}[31m\nb`".to_owned();
+        let file = PathBuf::from("f");
+        for error in [
+            Error::malformed(&file, &quoted),
+            Error::tensor(&file, "t", &quoted),
+            Error::Usage(quoted.clone()),
+            Error::Check(quoted.clone()),
+            Error::Limit { file: file.clone(), what: quoted.clone(), limit: 1, found: 2 },
+            Error::Usage(quoted.clone()).with_hint("h"),
+        ] {
+            let shown = error.to_string();
+            assert!(shown.contains("`a\\u{0}\\u{1b}[31m\\u{a}b`") && !shown.chars().any(char::is_control), "{shown:?}");
+        }
     }
 
     #[test]

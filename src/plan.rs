@@ -211,7 +211,8 @@ impl Plan {
         let is_static = layer.scope == TOP && (fits && layer.op != "LSTM" || layer.op == "Conv");
         match scheme.mode.unwrap_or(mode) {
             Mode::Static if is_f32 && is_int8 && is_static => LayerMode::Static,
-            Mode::Auto | Mode::Dynamic | Mode::Static if is_f32 && is_int8 && fits => LayerMode::Dynamic,
+            // Dynamic products are sums of 32 bits, too.
+            Mode::Auto | Mode::Dynamic | Mode::Static if is_f32 && is_int8 && fits && !self.float_biases => LayerMode::Dynamic,
             _ => LayerMode::WeightOnly,
         }
     }

@@ -45,6 +45,20 @@ impl Findings {
     }
 }
 
+impl Verification {
+    /// Whether the output is whole.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Check`] with the first finding if it is not.
+    pub fn check(&self) -> Result<()> {
+        match self.findings.first() {
+            Some(first) => Err(Error::Check(format!("output is not whole: {first}"))),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Checks the output given as its sidecar, its file of weights or its directory.
 ///
 /// # Errors

@@ -28,8 +28,5 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     let found = junit.tell("verify", found.map_err(print::Failed::from))?;
     junit.write(|| Suite::of_verification(&found))?;
     arguments.print.show(&found, || terminal::verification(&found))?;
-    match found.findings.as_slice() {
-        [] => Ok(()),
-        [first, ..] => Err(print::check_failed(format!("output is not whole: {first}"))),
-    }
+    Ok(found.check()?)
 }

@@ -75,7 +75,7 @@ pub struct Request {
     /// The form of the output. Default: that of the run that the recipe is of, else the first of [`OUTPUTS`], that is for the
     /// model.
     pub form: Option<&'static dyn Output>,
-    /// The form of the run whose sidecar the recipe is, as [`recorded_form`](crate::outputs::recorded_form) finds it.
+    /// The form of the run whose sidecar the recipe is, as [`recorded_form`](crate::outputs::recorded_run) finds it.
     pub recorded_form: Option<&'static dyn Output>,
     /// Where ranges of activations come from.
     pub calibration: CalibrationRequest,

@@ -84,7 +84,8 @@ impl Default for Settings {
 pub struct Activations {
     /// The codes: `uint8` or `int8`. Default: `uint8`.
     pub dtype: CodeType,
-    /// Whether biases of layers that compute in integers stay floats, for runtimes that make no use of int32 ones. Default: false.
+    /// Whether biases of layers that compute in integers stay floats, for runtimes that make no use of integers of 32 bits: then nothing
+    /// is dynamic either. Default: false.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub float_biases: bool,
     /// How ranges are chosen. Default: `min-max`.

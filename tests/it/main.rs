@@ -19,6 +19,7 @@ mod golden;
 mod hostile;
 mod if_changed;
 mod interruption;
+mod inventory;
 mod library;
 mod limits;
 mod onnx_compare;

@@ -44,12 +44,12 @@ fn completions_and_manual_pages_are_complete() {
     dir.run(["completions", "tcsh"]).expect(2);
     let page = dir.ok("man").stdout;
     assert!(page.contains(".TH qtool") && page.contains("quantize"), "{page}");
-    std::fs::create_dir(dir.path("man1")).unwrap();
-    dir.ok("man --directory man1");
+    dir.ok("man --directory share/man1");
     for command in COMMANDS {
-        let page = String::from_utf8(dir.read(format!("man1/qtool-{command}.1"))).unwrap();
+        let page = String::from_utf8(dir.read(format!("share/man1/qtool-{command}.1"))).unwrap();
         assert!(page.contains(".SH SYNOPSIS"), "{command}");
     }
+    dir.write("none", "");
     let run = dir.fails("man --directory none", 4);
     assert!(run.stderr.contains("none"), "{run}");
 }

@@ -431,7 +431,9 @@ macro_rules! message {
                 match number {
                     $($number => {
                         self.$field.merge(value, place).map_err(|e| within(stringify!($field), e))?;
-                        self.written_empty |= u32::from(self.$field.is_empty_text()) << $number;
+                        // Of a field that is written twice the last one counts.
+                        let is_empty = u32::from(self.$field.is_empty_text());
+                        self.written_empty = self.written_empty & !(1 << $number) | is_empty << $number;
                     })*
                     _ => return Ok(false),
                 }

@@ -91,6 +91,20 @@ fn nothing_is_lost() {
     }
 }
 
+/// Of a text that is there twice the last one counts: an empty one before it leaves no trace.
+#[test]
+fn a_text_that_was_empty_first_is_written_once() {
+    let written = |bytes: &[u8]| {
+        let model = ModelProto::parse(bytes.to_vec().into()).unwrap();
+        (format!("{model:?}"), model.to_bytes().unwrap())
+    };
+    // Field 7 is the graph, and field 2 of that its name.
+    let (shown, bytes) = written(&[0x3a, 5, 0x12, 0, 0x12, 1, b'a']);
+    assert_eq!(bytes, [0x3a, 3, 0x12, 1, b'a']);
+    assert_eq!(written(&bytes).0, shown);
+    assert_eq!(written(&[0x3a, 5, 0x12, 1, b'a', 0x12, 0]).1, [0x3a, 2, 0x12, 0]);
+}
+
 /// Whatever a byte is changed to and wherever the file ends, there is a verdict, soon, and what is accepted can be written.
 #[test]
 fn damaged_models_get_a_verdict() {

@@ -10,7 +10,9 @@ use std::sync::LazyLock;
 
 static DIRECTORY: LazyLock<Directory> = LazyLock::new(|| {
     let directory = Directory::new("index");
-    let shard = |name: &str| join_safetensors(format!(r#"{{"{name}":{{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}}}"#).as_bytes(), &[0; 16]);
+    let shard = |name: &str| {
+        join_safetensors(format!(r#"{{"{name}":{{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}}}"#).as_bytes(), &[0; 16])
+    };
     directory.write("model/a.safetensors", &shard("w"));
     directory.write("model/b.safetensors", &shard("v"));
     directory.write("outside.safetensors", &shard("v"));

@@ -18,7 +18,8 @@ fuzz_target!(|data: &[u8]| {
         Err(error) => check_error(&error, false),
         Ok(model) => {
             // What was accepted covers the file, each byte once.
-            let mut ends: Vec<(usize, usize)> = model.tensors().iter().map(|tensor| (tensor.info.bytes.start, tensor.info.bytes.end)).collect();
+            let mut ends: Vec<(usize, usize)> =
+                model.tensors().iter().map(|tensor| (tensor.info.bytes.start, tensor.info.bytes.end)).collect();
             ends.sort_unstable();
             let start = 8 + u64::from_le_bytes(data[..8].try_into().expect("8 bytes")) as usize;
             let end = ends.iter().fold(start, |at, (start, end)| {

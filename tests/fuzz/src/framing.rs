@@ -114,8 +114,25 @@ pub fn mutated_npy(file: &[u8], most: usize, choose: &mut Choose) -> Vec<u8> {
 
 /// Puts another word of the format in the place of a number or a quoted text.
 fn replace_word(header: &mut Vec<u8>, choose: &mut Choose) {
-    const WORDS: &[&str] =
-        &["'<f4'", "'>f8'", "'<i8'", "'|b1'", "'<f2'", "'|u1'", "'=i4'", "'|O'", "True", "False", "'shape'", "()", "(2,)", "(1, 2, 3)", "(0, 4)", "-1", "1L"];
+    const WORDS: &[&str] = &[
+        "'<f4'",
+        "'>f8'",
+        "'<i8'",
+        "'|b1'",
+        "'<f2'",
+        "'|u1'",
+        "'=i4'",
+        "'|O'",
+        "True",
+        "False",
+        "'shape'",
+        "()",
+        "(2,)",
+        "(1, 2, 3)",
+        "(0, 4)",
+        "-1",
+        "1L",
+    ];
     let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || b"'<>|=-".contains(byte);
     let mut words = Vec::new();
     let mut at = 0;

@@ -5,11 +5,22 @@ use serde_json::{Value, json};
 
 /// A safetensors file with up to six small tensors of the names and types that checkpoints have.
 pub fn checkpoint(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
-    const NAMES: &[&str] = &["a.weight", "b.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight", "embed_tokens.weight", "a.bias", "norm.weight"];
+    const NAMES: &[&str] =
+        &["a.weight", "b.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight", "embed_tokens.weight", "a.bias", "norm.weight"];
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for _ in 0..u.int_in_range(1..=6)? {
         let name = if u.ratio(1, 12)? { u.arbitrary::<String>()? } else { (*u.choose(NAMES)?).to_owned() };
-        let (dtype, width) = *u.choose(&[("F32", 4), ("F32", 4), ("F16", 2), ("BF16", 2), ("F64", 8), ("F8_E4M3", 1), ("F8_E5M2", 1), ("I64", 8), ("U8", 1)])?;
+        let (dtype, width) = *u.choose(&[
+            ("F32", 4),
+            ("F32", 4),
+            ("F16", 2),
+            ("BF16", 2),
+            ("F64", 8),
+            ("F8_E4M3", 1),
+            ("F8_E5M2", 1),
+            ("I64", 8),
+            ("U8", 1),
+        ])?;
         let rank = u.int_in_range(0..=4)?;
         let shape = (0..rank).map(|_| u.int_in_range(if rank > 2 { 0..=5 } else { 0..=20 })).collect::<Result<Vec<usize>>>()?;
         let len = shape.iter().product::<usize>() * width;
@@ -53,7 +64,8 @@ fn values(u: &mut Unstructured<'_>, dtype: &str, count: usize) -> Result<Vec<u8>
 
 /// A recipe in JSON, with methods of which each may be there.
 pub fn recipe(u: &mut Unstructured<'_>) -> Result<Value> {
-    const OBSERVERS: &[&str] = &["min-max", "mse", "percentile:99", "histogram", "entropy:128", "moving-average:0.1", "memoryless-mse", "min-max"];
+    const OBSERVERS: &[&str] =
+        &["min-max", "mse", "percentile:99", "histogram", "entropy:128", "moving-average:0.1", "memoryless-mse", "min-max"];
     const CODES: &[&str] = &["int8", "uint8", "int4", "uint4"];
     let granularity = match u.int_in_range(0..=4)? {
         0 => "per-tensor".to_owned(),
@@ -78,7 +90,8 @@ pub fn recipe(u: &mut Unstructured<'_>) -> Result<Value> {
         recipe["allow_non_finite"] = json!(true);
     }
     if u.ratio(1, 4)? {
-        recipe["rule"] = json!([{"match": u.choose(&["a*", "*.weight", "re:.*", "?", "w0"])?, "weights": u.choose(&["keep", "int4", "uint8"])?}]);
+        recipe["rule"] =
+            json!([{"match": u.choose(&["a*", "*.weight", "re:.*", "?", "w0"])?, "weights": u.choose(&["keep", "int4", "uint8"])?}]);
     }
     if u.ratio(1, 3)? {
         recipe["mode"] = json!(u.choose(&["weight-only", "dynamic", "auto"])?);
@@ -161,7 +174,8 @@ fn value_info(name: &str, dims: &[u64]) -> Vec<u8> {
 
 impl Graph {
     fn constant(&mut self, u: &mut Unstructured<'_>, kind: u64, dims: &[u64]) -> Result<String> {
-        let name = if self.constants > 0 && u.ratio(1, 8)? { format!("{}w0", self.prefix) } else { format!("{}w{}", self.prefix, self.constants) };
+        let name =
+            if self.constants > 0 && u.ratio(1, 8)? { format!("{}w0", self.prefix) } else { format!("{}w{}", self.prefix, self.constants) };
         let count = dims.iter().product::<u64>() as usize;
         let (dtype, kind) = match kind {
             FLOAT if u.ratio(1, 10)? => ("F16", 10),
@@ -181,8 +195,31 @@ impl Graph {
     /// Adds a node on a value that there is, of dimensions that fit more often than not.
     fn node(&mut self, u: &mut Unstructured<'_>, depth: usize) -> Result<()> {
         const OPS: &[&str] = &[
-            "MatMul", "MatMul", "Gemm", "Conv", "ConvTranspose", "Gather", "Add", "Mul", "Relu", "Clip", "Sigmoid", "Transpose", "Identity", "Cast",
-            "Reshape", "Flatten", "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "Pair", "If", "LSTM", "MaxPool", "Concat", "Softmax",
+            "MatMul",
+            "MatMul",
+            "Gemm",
+            "Conv",
+            "ConvTranspose",
+            "Gather",
+            "Add",
+            "Mul",
+            "Relu",
+            "Clip",
+            "Sigmoid",
+            "Transpose",
+            "Identity",
+            "Cast",
+            "Reshape",
+            "Flatten",
+            "BatchNormalization",
+            "QuantizeLinear",
+            "DequantizeLinear",
+            "Pair",
+            "If",
+            "LSTM",
+            "MaxPool",
+            "Concat",
+            "Softmax",
         ];
         let at = u.int_in_range(0..=self.values.len() - 1)?;
         let (input, dims) = (self.values[at].name.clone(), self.values[at].dims.clone());
@@ -246,12 +283,14 @@ impl Graph {
             "QuantizeLinear" | "DequantizeLinear" => {
                 inputs.push(self.constant(u, FLOAT, &[])?);
                 if u.ratio(3, 4)? {
-                    inputs.push(self.constant(u, *u.choose(&[2, 3])?, &[])?);
+                    let kind = *u.choose(&[2, 3])?;
+                    inputs.push(self.constant(u, kind, &[])?);
                 }
             }
             "Pair" => {
                 // What quantization-aware training leaves.
-                let (scale, zero) = (self.constant(u, FLOAT, &[])?, self.constant(u, *u.choose(&[2, 3])?, &[])?);
+                let kind = *u.choose(&[2, 3])?;
+                let (scale, zero) = (self.constant(u, FLOAT, &[])?, self.constant(u, kind, &[])?);
                 let codes = format!("{out}_codes");
                 self.put("QuantizeLinear", &[input, scale.clone(), zero.clone()], &codes, &[], &[])?;
                 self.put("DequantizeLinear", &[codes, scale, zero], &out, &[], &[])?;

@@ -30,7 +30,9 @@ pub fn mutate(data: &mut [u8], size: usize, max_size: usize, seed: u32) -> usize
             let Member { name, deflated, content } = &members[at];
             members.push(Member { name: name.clone(), deflated: !deflated, content: content.clone() });
         }
-        2 => members[at].name = choose.one_of(&["x.npy", "y.npy", "x", "", "z.npy", "../x.npy", "x.npy.npy", "data.pkl"]).as_bytes().to_vec(),
+        2 => {
+            members[at].name = choose.one_of(&["x.npy", "y.npy", "x", "", "z.npy", "../x.npy", "x.npy.npy", "data.pkl"]).as_bytes().to_vec()
+        }
         3 => members[at].deflated = !members[at].deflated,
         _ => members[at].content = mutated_npy(&members[at].content, MOST_CONTENT, &mut choose),
     }
@@ -55,7 +57,9 @@ fn members(bytes: &[u8]) -> Vec<Member> {
         let [method, packed, name_len, extra_len] = fields;
         let name_at = at + 30;
         let data_at = name_at + name_len + extra_len;
-        let (Some(name), Some(data)) = (bytes.get(name_at..name_at + name_len), bytes.get(data_at..data_at.saturating_add(packed))) else { break };
+        let (Some(name), Some(data)) = (bytes.get(name_at..name_at + name_len), bytes.get(data_at..data_at.saturating_add(packed))) else {
+            break;
+        };
         let mut content = Vec::new();
         match method {
             8 => drop(DeflateDecoder::new(data).take(MOST_CONTENT as u64).read_to_end(&mut content)),

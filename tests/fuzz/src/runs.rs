@@ -2,9 +2,9 @@
 
 use crate::files::Directory;
 use crate::{check_error, read_options};
-use qtool::pipeline::Destination;
 use qtool::outputs::quantized::QuantizedModel;
 use qtool::outputs::staging::Durability;
+use qtool::pipeline::Destination;
 use qtool::verify::verify;
 use qtool::{Prepared, Request, Silent};
 use std::path::Path;

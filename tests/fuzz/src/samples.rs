@@ -1,7 +1,6 @@
 //! Reads samples as calibration does, for several kinds of inputs that a model may declare.
 
 use crate::{check_error, sample_limits};
-use qtool::Error;
 use qtool::calibration::array::Data;
 use qtool::calibration::samples::{InputSpec, Samples};
 use qtool::tensor::Dtype;
@@ -29,8 +28,10 @@ fn read(samples: &Samples, inputs: &[InputSpec]) {
     for index in 0..samples.len().min(4) {
         match samples.load(index) {
             // Whether values are finite is known only now.
-            Err(error @ (Error::Tensor { .. } | Error::Malformed { .. })) => check_error(&error, false),
-            Err(error) => panic!("a sample that was checked: {error}"),
+            Err(error) => {
+                check_error(&error, false);
+                assert_eq!(error.exit_code(), 1, "a sample that was checked: {error}");
+            }
             Ok(arrays) => {
                 assert_eq!(arrays.len(), inputs.len());
                 for ((name, array), input) in arrays.iter().zip(inputs) {

@@ -1,0 +1,4 @@
+
+Bxj
+location../onnx/secret.binj
+length16p

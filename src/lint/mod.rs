@@ -2,7 +2,7 @@
 //!
 //! A runtime fuses DequantizeLinear → operator → QuantizeLinear into a kernel on codes only under conditions of its own; where
 //! one is not met, it dequantizes and computes in float, correctly but slower than without quantization, and says nothing. The
-//! conditions are the rows of [`rules::RULES`], what an operator can become is in [`routes`], and docs/lint.md has both in words.
+//! conditions are the rows of `rules::RULES`, what an operator can become is in `routes`, and docs/lint.md has both in words.
 //! Models of any tool are read; nothing is run.
 
 mod graphs;

@@ -249,6 +249,7 @@ impl Prepared {
         let recipe = &self.request.recipe;
         recipe.observers.check_allowed(recipe.observers_in_use())?;
         let mut chosen = Chosen::default();
+        let mut verdicts = Vec::new();
         if self.model.onnx().is_some() && !self.request.recipe.transforms.is_empty() {
             let (model, notes) = transforms::before(self.model, &self.plan, &self.request, threads_of(&self.request), progress)?;
             self.plan = plan_of(&model, &self.request.recipe)?;
@@ -304,9 +305,12 @@ impl Prepared {
             onnx::leave_room_for_biases(model, plan, &chosen.activations, &mut chosen.weights);
             self.plan.pairs = self.find_pairs(&chosen, &observed, progress)?;
             self.correct_biases(&mut chosen, progress)?;
-            if let Some(target) = self.request.lint {
-                let graph = self.form.quantized_graph(&self.model, &self.plan, &chosen);
-                self.notes.extend(graph.map(|graph| onnx::check_graph(&graph, target, &self.target.output)).transpose()?.flatten());
+            if let Some(target) = self.request.lint
+                && let Some(graph) = self.form.quantized_graph(&self.model, &self.plan, &chosen)
+            {
+                let (note, nodes) = onnx::check_graph(&graph, target, &self.target.output)?;
+                self.notes.extend(note);
+                verdicts = nodes;
             }
             self.layout = self.form.lay_out(&self.model, &self.plan, &chosen, &self.target.name())?;
         }
@@ -393,6 +397,7 @@ impl Prepared {
                 distributions: Written { model, plan, layout, target, params: &chosen.weights, read: &request.read, threads }
                     .distributions(&report)?,
                 activations: details::activations(&records, &observed),
+                lint: verdicts,
             }),
             None => None,
         };

@@ -387,23 +387,24 @@ pub(super) fn check_codes(recipe: &Recipe, form: &dyn Output) -> Result<()> {
 /// The form whose operators take codes of 8 bits only.
 pub(super) const QOPERATOR: &str = "qoperator";
 
-/// Whether layers that are to compute in integers will, by the rules of a target: what is to be noted if it need not be so.
+/// Whether layers that are to compute in integers will, by the rules of a target: what is to be noted if it need not be so, and what becomes
+/// of all nodes.
 ///
 /// # Errors
 ///
 /// [`Error::Check`] if one of them will not and the target is a certain one.
-pub(super) fn check_graph(graph: &QuantizedGraph, target: &str, output: &Path) -> Result<Option<String>> {
+pub(super) fn check_graph(graph: &QuantizedGraph, target: &str, output: &Path) -> Result<(Option<String>, Vec<NodeVerdict>)> {
     let rules = if target == lint::ANY { lint::LINT_TARGETS[0] } else { target };
     let verdicts = lint::judge(&graph.proto, rules);
     let is_ours = |node: &&NodeVerdict| !node.is_weight_only && node.codes.iter().any(|codes| graph.for_integers.contains(codes));
     let ours: Vec<&NodeVerdict> = verdicts.iter().filter(is_ours).collect();
     let failing: Vec<&NodeVerdict> = ours.iter().filter(|node| node.fails()).copied().collect();
-    let Some((node, finding)) = failing.first().and_then(|node| Some((*node, node.findings.first()?))) else { return Ok(None) };
-    let (name, count) = (show_name(&node.node), failing.len());
+    let Some((node, finding)) = failing.first().and_then(|node| Some((*node, node.findings.first()?))) else { return Ok((None, verdicts)) };
+    let (name, count, fix) = (show_name(&node.node).to_string(), failing.len(), finding.fix);
     let what = format!("{count} of {} layers in integers, first {name}: {}: {}", ours.len(), finding.rule, finding.found);
     if target == lint::ANY {
-        return Ok(Some(format!("ONNX Runtime will compute in float, or refuse, {what} (qtool lint)")));
+        return Ok((Some(format!("ONNX Runtime will compute in float, or refuse, {what} (qtool lint)")), verdicts));
     }
     let found = format!("{}: expected nodes that {target} computes in integers, found others for {what}", show_path(output));
-    Err(Error::Check(found).with_hint(format!("{}; --no-lint writes it all the same", finding.fix)))
+    Err(Error::Check(found).with_hint(format!("{fix}; --no-lint writes it all the same")))
 }

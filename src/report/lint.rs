@@ -49,7 +49,8 @@ fn row(node: &NodeVerdict) -> Vec<String> {
     vec![show_name(&node.node).to_string(), escape(&node.op), verdict(node.verdict).into(), escape(&kernel), rules.join(", ")]
 }
 
-fn verdict(verdict: Verdict) -> &'static str {
+/// A verdict in one word.
+pub(super) fn verdict(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Integer => "integer",
         Verdict::Inexact => "inexact",

@@ -9,6 +9,7 @@ pub mod terminal;
 
 use crate::algorithms::solve::Gain;
 use crate::gates::GateRow;
+use crate::lint::NodeVerdict;
 use crate::model::Model;
 use crate::outputs::document::{ActivationRecord, SaturationRecord};
 use crate::outputs::record;
@@ -77,6 +78,8 @@ pub struct Details {
     pub distributions: Vec<Distribution>,
     /// Values that are quantized with known ranges: first those that clip most.
     pub activations: Vec<ActivationDetails>,
+    /// What a runtime makes of the nodes of an ONNX model, if that was looked at.
+    pub lint: Vec<NodeVerdict>,
 }
 
 /// How one activation is quantized, and what it was on the samples.

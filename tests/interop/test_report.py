@@ -203,3 +203,17 @@ def test_light_dark_and_printed(pages, tmp_path):
         printed = tmp_path / "page.pdf"
         open_page(page, f"--print-to-pdf={printed}")
         assert printed.read_bytes().startswith(b"%PDF"), page.name
+
+
+def test_what_a_runtime_makes_of_nodes_and_what_had_to_hold_is_shown(tmp_path):
+    samples = [option for i in range(6) for option in ("--samples", SMALL / f"{i}.npz")]
+    page = tmp_path / "static.html"
+    run("quantize", SMALL / "small.onnx", "-o", tmp_path / "q.onnx", *samples, "--report", page, "--quiet", "--min-sqnr", 20, "--saturation", "report")
+    rows = "return Object.fromEntries(Array.from(document.querySelectorAll('section'), (s) => [s.id, Array.from(s.querySelectorAll('tbody tr'), (r) => r.innerText)]));"
+    found, logged = ask(page, rows)
+    assert logged == []
+    verdicts = json.loads(run("lint", tmp_path / "q.onnx", "--json"))["nodes"]
+    kernels = [node["kernel"] for node in verdicts if node["verdict"] == "integer"]
+    assert kernels and len(found["lint"]) == len(verdicts)
+    assert sorted(kernels) == sorted(text.split("\t")[3] for text in found["lint"] if text.split("\t")[2] == "integer")
+    assert len(found["gates"]) >= 1 and all("20" in text for text in found["gates"])

@@ -2,7 +2,11 @@
 
 use super::{Cell, Page, Section, Table, Track, distributions, full_bar, number, sort_key};
 use crate::error::{escape, show_path, show_text};
+use crate::gates::GateRow;
+use crate::lint::NodeVerdict;
 use crate::quant::metrics::Metrics;
+use crate::report::lint::verdict;
+use crate::report::saturation::SaturationReport;
 use crate::report::{ActivationDetails, Details, QuantizeReport, TensorOutcome, TensorReport, terminal};
 use crate::sensitivity::Findings;
 use std::collections::BTreeMap;
@@ -24,6 +28,7 @@ pub fn quantization(model: &Path, report: &QuantizeReport, details: &Details, co
     summarize(&mut page, report, details, &worst_first);
     page.notes = notes(report, worst_first.first().map(|(_, error)| **error));
     let in_order: Vec<Option<f64>> = quantized.iter().map(|(_, error)| error.sqnr_db).collect();
+    page.push(gates(&report.gates));
     page.push(tensors(&worst_first, &in_order));
     let lead = histogram_lead("quantized tensors", details.distributions.len(), quantized.len());
     page.push(distributions("weights", "Weights before and after", lead, &details.distributions));
@@ -39,6 +44,7 @@ pub fn quantization(model: &Path, report: &QuantizeReport, details: &Details, co
         page.push(measured(found));
     }
     page.push(kept(report));
+    page.push(lint(&details.lint));
     page.ending(Some(&details.recipe), command);
     page
 }
@@ -81,6 +87,7 @@ fn summarize(page: &mut Page, report: &QuantizeReport, details: &Details, worst_
 fn notes(report: &QuantizeReport, worst: Option<Metrics>) -> Vec<String> {
     let mut notes: Vec<String> =
         report.findings.iter().flat_map(|found| terminal::findings(found).lines().map(escape).collect::<Vec<_>>()).collect();
+    notes.extend(report.saturation.iter().map(SaturationReport::text).flat_map(|text| text.lines().map(escape).collect::<Vec<_>>()));
     notes.extend(report.notes.iter().map(|note| escape(note)));
     if let [first, more @ ..] = report.left_behind.as_slice() {
         let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
@@ -196,6 +203,39 @@ fn measured(found: &Findings) -> Section {
         found.all_quantized_db, found.sqnr_db, found.min_sqnr_db
     );
     Section { id: "measured", title: "Decided by measuring".into(), lead, table: Some(table), ..Section::default() }
+}
+
+/// What had to hold.
+fn gates(rows: &[GateRow]) -> Section {
+    let columns = [("tensor or output", false), ("measure", false), ("found", true), ("limit", true)];
+    let mut table = Table::new("gates", &columns, None);
+    for row in rows {
+        let found = row.found.map_or_else(|| Cell::text(row.found_text()), |found| Cell { text: row.found_text(), ..Cell::number(found) });
+        table.push(vec![Cell::name(&row.name), Cell::text(row.measure.title()), found, Cell::number(row.limit)]);
+    }
+    let lead = "All of these hold, or nothing would have been written.".into();
+    Section { id: "gates", title: "Gates".into(), lead, table: Some(table), ..Section::default() }
+}
+
+/// What a runtime makes of the nodes: first those that are quantized in vain.
+fn lint(nodes: &[NodeVerdict]) -> Section {
+    let columns = [("node", false), ("operator", false), ("verdict", false), ("kernel", false), ("why, and what to do", false)];
+    let mut table = Table::new("nodes", &columns, None);
+    let (failing, others): (Vec<_>, Vec<_>) = nodes.iter().partition(|node| node.fails());
+    let count = failing.len();
+    for node in failing.into_iter().chain(others) {
+        let why: Vec<String> =
+            node.findings.iter().map(|finding| format!("{}: {}; {}", finding.rule, escape(&finding.found), finding.fix)).collect();
+        table.push(vec![
+            Cell::name(&node.node),
+            Cell::text(escape(&node.op)),
+            Cell::text(verdict(node.verdict)),
+            Cell::text(escape(node.kernel.as_deref().unwrap_or_default())),
+            Cell::text(why.join(" · ")),
+        ]);
+    }
+    let lead = format!("By the rules of the target; {count} of {} nodes are quantized in vain.", nodes.len());
+    Section { id: "lint", title: "What the runtime makes of it".into(), lead, table: Some(table), ..Section::default() }
 }
 
 fn kept(report: &QuantizeReport) -> Section {

@@ -143,9 +143,8 @@ impl Target {
     /// Whether the sidecar at `path` is of an output which is there and is not replaced.
     fn is_of_another(&self, path: &Path) -> bool {
         let Some(document) = (!self.is_directory).then(|| Document::read(path).ok()).flatten() else { return false };
-        let name = self.name();
-        let others = || document.output.files.iter().map(|file| &file.name).filter(|file| **file != name);
-        document.output.files.iter().all(|file| file.name != name) && others().any(|file| path.with_file_name(file).exists())
+        let (files, name) = (&document.output.files, self.name());
+        files.iter().all(|file| file.name != name) && files.iter().any(|file| path.with_file_name(&file.name).exists())
     }
 
     fn check(&self, input: &Path, in_place: bool) -> Result<()> {

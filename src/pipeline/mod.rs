@@ -75,7 +75,7 @@ pub struct Request {
     /// The form of the output. Default: that of the run that the recipe is of, else the first of [`OUTPUTS`], that is for the
     /// model.
     pub form: Option<&'static dyn Output>,
-    /// The form of the run whose sidecar the recipe is, as [`recorded_form`](crate::outputs::recorded_run) finds it.
+    /// The form of the run whose sidecar the recipe is, as [`recorded_run`](crate::outputs::recorded_run) finds it.
     pub recorded_form: Option<&'static dyn Output>,
     /// Where ranges of activations come from.
     pub calibration: CalibrationRequest,
@@ -362,14 +362,13 @@ impl Prepared {
                     // Without a thread to spare it is done here.
                     let sources = hashing.map_or_else(|_| self.hash_sources(), |hashing| hashing.join().expect("hashing does not panic"));
                     let calibration = activations.and_then(|(_, calibration)| calibration);
-                    let activations = records.clone();
                     let run = record::Run {
                         form: *form,
                         recipe: &request.recipe,
                         seed: request.seed,
                         sources,
                         outputs,
-                        activations,
+                        activations: records.clone(),
                         calibration,
                         request: request.record.clone(),
                     };

@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::outputs::onnx::rewrite::Chosen;
 use crate::plan::Plan;
+use crate::quant::kernel::{self, Arithmetic};
 use crate::quant::params::{ParamRule, Params, Range};
 use crate::quant::saturation::{PairCheck, could_saturate};
 use crate::quant::scheme::{CodeType, Convention};
@@ -142,17 +143,14 @@ impl Share {
         let count = rows.len() / features.max(1);
         let work = count as u64 * self.possible.len() as u64;
         let step = usize::try_from(work.div_ceil(most.max(1))).unwrap_or(usize::MAX).max(1);
-        let grid = codes.grid();
-        let (low, high) = (grid.qmin as f32, grid.qmax as f32);
+        // Kernels make unsigned codes of signed ones: the top bit is the other way round.
+        let flip = if codes.is_signed() { 0x80 } else { 0 };
         let (mut quantized, mut saturated, mut looked_at) = (vec![0; features], 0, 0);
         for row in rows.chunks_exact(features.max(1)).step_by(step) {
-            for (code, value) in quantized.iter_mut().zip(row) {
-                let rounded = (value / params.scale).round_ties_even() + params.zero_point as f32;
-                *code = rounded.clamp(low, high) as i32 - grid.qmin;
-            }
+            kernel::quantize(row, params, Arithmetic::Divide, codes.grid(), &mut quantized);
             looked_at += 1;
             let exceeds = |pair: &&Pair| {
-                let [a, b] = pair.features.map(|feature| quantized[feature as usize]);
+                let [a, b] = pair.features.map(|feature| i32::from(quantized[feature as usize] ^ flip));
                 i16::try_from(a * pair.codes[0] + b * pair.codes[1]).is_err()
             };
             saturated += self.possible.iter().filter(exceeds).count() as u64;

@@ -76,6 +76,7 @@ pub mod pipeline;
 pub mod plan;
 mod qat;
 pub mod quant;
+mod random;
 pub mod recipe;
 pub mod report;
 #[doc(hidden)]

@@ -336,7 +336,7 @@ pub(crate) fn block_axis(rank: usize, channels: usize) -> usize {
 }
 
 /// Why a tensor is not a weight that could be quantized, if it is not.
-fn unsuitable(tensor: &ModelTensor, asked_for: bool) -> Option<String> {
+pub(crate) fn unsuitable(tensor: &ModelTensor, asked_for: bool) -> Option<String> {
     let info = &tensor.info;
     let dtype = info.dtype;
     if let Role::Other { reason } = &tensor.role {

@@ -15,6 +15,7 @@ use super::hessian::{Factor, FeatureOrder};
 use super::tile::{Codes, Tile};
 use super::{Rounding, RoundingEntry};
 use crate::observers::Parameter;
+use crate::random::Random;
 use crate::simd::dispatched;
 use std::sync::Arc;
 
@@ -142,22 +143,5 @@ dispatched! {
         for (target, source) in target.iter_mut().zip(source) {
             *target += factor * source;
         }
-    }
-}
-
-/// SplitMix64 ([Steele et al. 2014](https://doi.org/10.1145/2714064.2660195)), one sequence for each row.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64, row: usize) -> Self {
-        Random(seed ^ (row as u64).wrapping_mul(0xd134_2543_de82_ef95))
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (((z ^ (z >> 31)) as u128 * end as u128) >> 64) as usize
     }
 }

@@ -27,6 +27,9 @@ pub(crate) struct Choice {
     pub params: Params,
 }
 
+/// Most values that a message lists.
+const LISTED: usize = 4;
+
 /// Most values of an activation that a command is given: 1 GiB of them.
 const MOST_VALUES: u64 = 1 << 28;
 
@@ -61,11 +64,32 @@ impl<'a> Ranges<'a> {
     ///
     /// As [`Ranges::choose`].
     pub(crate) fn choose_all(&self, values: &QuantizedValues, recipe: &Recipe) -> Result<BTreeMap<String, Choice>> {
+        self.check_table(values)?;
         let choose = |(name, source): (&String, &RangeSource)| {
             let origin = if let RangeSource::SameAs(origin) = source { origin } else { name };
             Ok((name.clone(), self.choose(name, source, recipe.activations.observer_of(origin))?))
         };
         values.values.iter().map(choose).collect()
+    }
+
+    /// A table that lacks values, which nothing else has a range of, is an error that names them.
+    fn check_table(&self, values: &QuantizedValues) -> Result<()> {
+        let Some(table) = self.table else { return Ok(()) };
+        let lacks = |(name, source): &(&String, &RangeSource)| {
+            let origin = if let RangeSource::SameAs(origin) = source { origin } else { *name };
+            !matches!(source, RangeSource::Known(_)) && self.given(name, source).is_none() && !self.activations.contains_key(origin)
+        };
+        let lacking: Vec<String> = values.values.iter().filter(lacks).map(|(name, _)| show_name(name).to_string()).collect();
+        let listed = lacking.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let found = match lacking.len() {
+            0 => return Ok(()),
+            1 => format!("none of {listed}"),
+            count if count <= LISTED => format!("none of {listed}"),
+            count => format!("none of {listed} and {} more", count - LISTED),
+        };
+        let error =
+            Error::malformed(table.path(), format!("ranges: expected one for each of {} values, found {found}", values.values.len()));
+        Err(error.with_hint("--samples PATH besides gives ranges to values that the file lacks; --exclude keeps layers in float"))
     }
 
     /// For the value `name` with `observer`.
@@ -109,12 +133,6 @@ impl<'a> Ranges<'a> {
 
     fn observed(&self, name: &str, observer: &ObserverChoice) -> Result<Range> {
         let missing = || {
-            if let Some(table) = self.table {
-                let error =
-                    Error::malformed(table.path(), format!("ranges: value {}: expected a range of it, found none", show_name(name)));
-                return error
-                    .with_hint("--samples PATH besides gives ranges to values that the file lacks; --exclude keeps layers in float");
-            }
             let error = Error::malformed(self.path, format!("value {}: expected statistics of it, found none", show_name(name)));
             error.with_hint("run `qtool calibrate` again with the options of this run")
         };

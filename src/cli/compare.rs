@@ -19,12 +19,8 @@ pub(super) struct Arguments {
     float: PathBuf,
     /// An output of qtool, or another model
     quantized: PathBuf,
-    /// Inputs of ONNX models: .npz, .npy, .safetensors or .pb files, or directories of them; repeatable
-    #[arg(long, value_name = "PATH")]
-    samples: Vec<PathBuf>,
-    /// Use only the first samples
-    #[arg(long, value_name = "N")]
-    samples_limit: Option<usize>,
+    #[command(flatten)]
+    inputs: options::Inputs,
     /// Compare values within ONNX models too: with all that came before, and alone
     #[arg(long)]
     layers: bool,
@@ -79,8 +75,8 @@ fn judge(arguments: &Arguments) -> Result<Judgement, print::Failed> {
     if qtool::compare::is_onnx(float, &read)? {
         return judge_outputs(arguments, &gates);
     }
-    if !arguments.samples.is_empty() || arguments.layers || !gates.min_top1.is_empty() {
-        let message = "--samples, --layers, --min-top1: expected an ONNX model, found another";
+    if !arguments.inputs.source().is_empty() || arguments.layers || !gates.min_top1.is_empty() {
+        let message = "--samples, --synthetic, --layers, --min-top1: expected an ONNX model, found another";
         return Err(qtool::Error::Usage(message.into()).into());
     }
     let threads = arguments.threads.count();
@@ -102,8 +98,8 @@ fn judge_outputs(arguments: &Arguments, gates: &Gates) -> Result<Judgement, prin
     let request = OutputRequest {
         float: arguments.float.clone(),
         quantized: arguments.quantized.clone(),
-        samples: arguments.samples.clone(),
-        limit: arguments.samples_limit,
+        samples: arguments.inputs.source(),
+        limit: arguments.inputs.samples_limit,
         limits: arguments.read.limits().samples,
         layers: arguments.layers,
         read: arguments.read.options(),

@@ -2,6 +2,7 @@
 
 use super::print;
 use clap::{Args, ValueEnum};
+use qtool::calibration::samples::{Drawn, SampleSource};
 use qtool::error::escape;
 use qtool::formats::ReadOptions;
 use qtool::gates::{self, GateRow};
@@ -11,6 +12,7 @@ use qtool::pipeline::CalibrationRequest;
 use qtool::report::html;
 use qtool::report::junit::{self, Suite};
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -95,16 +97,47 @@ impl Output {
     }
 }
 
-/// What a model is calibrated with.
+/// What a model runs on.
 #[derive(Args)]
-pub(super) struct Samples {
+pub(super) struct Inputs {
     /// Inputs of an ONNX model: .npz, .npy, .safetensors or .pb files, or directories of them; of a checkpoint, recorded inputs of
     /// its layers in .safetensors files; repeatable
     #[arg(long, value_name = "PATH")]
-    pub samples: Vec<PathBuf>,
+    samples: Vec<PathBuf>,
     /// Use only the first samples
     #[arg(long, value_name = "N")]
     pub samples_limit: Option<usize>,
+    /// Random inputs of an ONNX model in place of samples, to try what it takes; accuracy needs real ones
+    #[arg(long, value_name = "N", conflicts_with = "samples", value_parser = clap::value_parser!(u32).range(1..))]
+    synthetic: Option<u32>,
+    /// Dimensions of random inputs, where the model leaves some open: x=1x3x224x224; repeatable [default: 1 for each that is open]
+    #[arg(long, value_name = "NAME=DIMS", requires = "synthetic", value_parser = parse_shape)]
+    input_shape: Vec<(String, Vec<usize>)>,
+}
+
+impl Inputs {
+    /// As the library takes it.
+    pub(super) fn source(&self) -> SampleSource {
+        match self.synthetic {
+            Some(count) => SampleSource::Drawn(Drawn { count: count as usize, shapes: self.input_shape.clone() }),
+            None => SampleSource::Files(self.samples.clone()),
+        }
+    }
+}
+
+/// A name and dimensions; names may have `=` in them, and scalars have no dimensions.
+fn parse_shape(text: &str) -> Result<(String, Vec<usize>), String> {
+    let wrong = || format!("expected NAME=DIMS such as x=1x3x224x224, found {text:?}");
+    let (name, dims) = text.rsplit_once('=').ok_or_else(wrong)?;
+    let dims = dims.split(['x', ',']).filter(|dim| !dim.is_empty()).map(|dim| dim.trim().parse().map_err(|_| wrong()));
+    Ok((name.to_owned(), dims.collect::<Result<_, _>>()?))
+}
+
+/// What a model is calibrated with.
+#[derive(Args)]
+pub(super) struct Samples {
+    #[command(flatten)]
+    pub inputs: Inputs,
     /// Leave out recorded inputs that belong to no layer
     #[arg(long)]
     pub ignore_unused: bool,
@@ -119,8 +152,8 @@ impl Samples {
         let mut limits = read.limits().samples;
         limits.max_sample_bytes = self.max_sample_bytes.unwrap_or(limits.max_sample_bytes);
         CalibrationRequest {
-            samples: self.samples.clone(),
-            limit: self.samples_limit,
+            samples: self.inputs.source(),
+            limit: self.inputs.samples_limit,
             ignore_unused: self.ignore_unused,
             limits,
             ..CalibrationRequest::default()
@@ -188,16 +221,16 @@ impl Report {
 #[derive(Args)]
 pub(super) struct Gates {
     /// Largest mean squared error; NUMBER or PATTERN=NUMBER as --min-sqnr
-    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = super::quantize::value::<gates::Limit>)]
+    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = |text: &str| within(text, 0.0..=f64::MAX))]
     max_mse: Vec<gates::Limit>,
     /// Least cosine; NUMBER or PATTERN=NUMBER as --min-sqnr
-    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = super::quantize::value::<gates::Limit>)]
+    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = |text: &str| within(text, -1.0..=1.0))]
     min_cosine: Vec<gates::Limit>,
     /// Largest absolute error; NUMBER or PATTERN=NUMBER as --min-sqnr
-    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = super::quantize::value::<gates::Limit>)]
+    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = |text: &str| within(text, 0.0..=f64::MAX))]
     max_abs: Vec<gates::Limit>,
     /// Least share of rows of an output whose largest value is in the same place, from 0 to 1; NUMBER or PATTERN=NUMBER as --min-sqnr
-    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = super::quantize::value::<gates::Limit>)]
+    #[arg(long, value_name = "[PATTERN=]X", allow_negative_numbers = true, value_parser = |text: &str| within(text, 0.0..=1.0))]
     min_top1: Vec<gates::Limit>,
 }
 
@@ -211,6 +244,20 @@ impl Gates {
             max_abs: self.max_abs.clone(),
             min_top1: self.min_top1.clone(),
         }
+    }
+}
+
+/// A limit of what is in `range`.
+fn within(text: &str, range: RangeInclusive<f64>) -> Result<gates::Limit, String> {
+    let limit: gates::Limit = super::quantize::value(text)?;
+    match limit.value {
+        Some(value) if !range.contains(&value) && *range.end() == f64::MAX => {
+            Err(format!("expected a number of at least 0, found {value}"))
+        }
+        Some(value) if !range.contains(&value) => {
+            Err(format!("expected a number from {} to {}, found {value}", range.start(), range.end()))
+        }
+        _ => Ok(limit),
     }
 }
 

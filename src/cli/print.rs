@@ -1,5 +1,6 @@
 //! Standard output and standard error: results on one, the rest on the other, and what happens when they are closed.
 
+use clap::error::ErrorKind;
 use qtool::error::escape;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -43,8 +44,13 @@ pub(super) fn failure(error: &Failed) -> ExitCode {
 
 /// Help and version go to standard output, mistakes to standard error.
 pub(super) fn clap_error(error: &clap::Error) -> ExitCode {
-    if error.use_stderr() {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
+        return ExitCode::from(super::USAGE);
+    }
+    if error.use_stderr() {
+        // With standard error closed there is nobody left to tell.
+        let _ = io::stderr().write_all(in_one_line(&error.render().to_string()).as_bytes());
         return ExitCode::from(super::USAGE);
     }
     let text = if color() { error.render().ansi().to_string() } else { error.render().to_string() };
@@ -52,6 +58,16 @@ pub(super) fn clap_error(error: &clap::Error) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure(&error),
     }
+}
+
+/// What clap says of a mistake, in the form of all errors: its first paragraph in a line, and tips as hints.
+fn in_one_line(text: &str) -> String {
+    let (message, rest) = text.split_once("\n\n").unwrap_or((text, ""));
+    let message: Vec<&str> = message.trim_start_matches("error: ").lines().map(str::trim).collect();
+    let tips = rest.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
+    let help = rest.lines().any(|line| line.contains("--help")).then_some("--help lists all options");
+    let hints: String = tips.chain(help).map(|hint| format!("hint: {}\n", escape(hint))).collect();
+    format!("qtool: error: {}\n{hints}", escape(&message.join(" ")))
 }
 
 /// Whether standard output may be coloured.

@@ -9,7 +9,7 @@ use qtool::lint::{ANY, LINT_TARGETS};
 use qtool::method::Method;
 use qtool::outputs::{OUTPUTS, Output, recorded_run};
 use qtool::pipeline::if_changed::{self, Verdict};
-use qtool::pipeline::{CalibrationRequest, Destination, HashSource, Prepared, Request};
+use qtool::pipeline::{ActivationUse, CalibrationRequest, Destination, HashSource, Prepared, Request};
 use qtool::quant::saturation::{SATURATIONS, Saturation};
 use qtool::quant::scheme::{CodeType, Convention, Granularity};
 use qtool::recipe::presets::{PRESETS, Preset};
@@ -17,7 +17,7 @@ use qtool::recipe::{MODES, Mode, Pattern, Recipe};
 use qtool::report::junit::Suite;
 use qtool::report::{QuantizeReport, html, terminal};
 use qtool::target::{TARGETS, Target};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Quantize the weights of a model
 ///
@@ -28,156 +28,156 @@ pub(super) struct Arguments {
     /// A .safetensors file, a directory in Hugging Face layout, or an .onnx file
     model: PathBuf,
     /// Main output: a file for a file, a directory for a directory
-    #[arg(long, short)]
+    #[arg(help_heading = "Output", long, short)]
     output: Option<PathBuf>,
     /// JSON sidecar [default: the output's name with .json]
-    #[arg(long)]
+    #[arg(help_heading = "Output", long)]
     sidecar: Option<PathBuf>,
     /// Form of the output
-    #[arg(long, value_parser = output_names())]
+    #[arg(help_heading = "Output", long, value_parser = output_names())]
     format: Option<String>,
     /// Write the weights as the floats that their codes stand for, in their own types: as --format fake-quant
-    #[arg(long, conflicts_with = "format")]
+    #[arg(help_heading = "Output", long, conflicts_with = "format")]
     fake_quant: bool,
     /// What is quantized: auto, weight-only, dynamic or static; auto is static with samples, else dynamic for matrix
     /// products of ONNX models, and weight-only for the rest [default: auto]
-    #[arg(long, value_parser = value::<Mode>)]
+    #[arg(help_heading = "What is quantized", long, value_parser = value::<Mode>)]
     mode: Option<Mode>,
     /// Of an ONNX model, quantize only weights of these operators, such as Conv,MatMul
-    #[arg(long, value_name = "TYPES", value_delimiter = ',')]
+    #[arg(help_heading = "What is quantized", long, value_name = "TYPES", value_delimiter = ',')]
     op_types: Vec<String>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Activations")]
     samples: options::Samples,
     /// Statistics of activations, as `qtool calibrate` writes them, for ranges; samples beside them only measure layers; repeatable
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Activations", long, value_name = "FILE")]
     stats: Vec<PathBuf>,
     /// Ranges of activations of an ONNX model, which are taken as they are: a calibration table of ONNX Runtime in JSON, or a
     /// calibration cache of TensorRT; samples or statistics besides are for values that it lacks
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Activations", long, value_name = "FILE")]
     ranges: Option<PathBuf>,
     /// Type of codes of activations: uint8, int8, or uint16 and int16, with which ONNX Runtime computes in float [default: uint8]
-    #[arg(long, value_parser = value::<CodeType>)]
+    #[arg(help_heading = "Activations", long, value_parser = value::<CodeType>)]
     activations: Option<CodeType>,
     /// How ranges of activations are chosen, as --observer [default: min-max]
-    #[arg(long, value_parser = value::<Method>)]
+    #[arg(help_heading = "Activations", long, value_parser = value::<Method>)]
     activation_observer: Option<Method>,
     /// Least SQNR in dB, else nothing is written and it exits with 3: NUMBER of every output of an ONNX model with samples, of every
     /// quantized tensor without; PATTERN=NUMBER of the outputs and tensors that a glob or re:REGEX matches; repeatable, the later
     /// wins. Of a static ONNX model, NUMBER is also what is to be reached: what costs too much is found by measuring each layer, and
     /// stays in float or gets other ranges; 0 measures nothing [default: 25 is to be reached, but no limit]
-    #[arg(long, value_name = "[PATTERN=]DB", allow_negative_numbers = true, value_parser = value::<Limit>)]
+    #[arg(help_heading = "Checks", long, value_name = "[PATTERN=]DB", allow_negative_numbers = true, value_parser = value::<Limit>)]
     min_sqnr: Vec<Limit>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Checks")]
     gates: options::Gates,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Checks")]
     junit: options::Junit,
     /// Share of decisions in percent that may change on the samples, of outputs of classes: layers are spared, as with --min-sqnr,
     /// until no more do
-    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    #[arg(help_heading = "Checks", long, value_name = "PERCENT", value_parser = percent)]
     max_drop: Option<f64>,
     /// Write the recipe that was followed, with what was found by measuring: JSON if the name ends in .json, else TOML
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
     emit_recipe: Option<PathBuf>,
     /// Write a page about what was done: one HTML file, with histograms of the tensors that lost most
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// As --symmetric or --asymmetric, of weights only
-    #[arg(long, value_enum)]
+    #[arg(help_heading = "Weights", long, value_enum)]
     weight_symmetry: Option<Symmetry>,
     /// As --symmetric or --asymmetric, of activations only
-    #[arg(long, value_enum)]
+    #[arg(help_heading = "Activations", long, value_enum)]
     activation_symmetry: Option<Symmetry>,
     /// A preset that `qtool recipe list` names, rules in TOML or JSON, or the sidecar of an earlier run
-    #[arg(long, value_name = "NAME|FILE")]
+    #[arg(help_heading = "What is quantized", long, value_name = "NAME|FILE")]
     recipe: Option<PathBuf>,
     /// Run the commands that the recipe names as observers
-    #[arg(long)]
+    #[arg(help_heading = "What is quantized", long)]
     allow_commands: bool,
     /// Type of codes: int8, uint8, int4 or uint4 [default: int8]
-    #[arg(long, value_parser = value::<CodeType>)]
+    #[arg(help_heading = "Weights", long, value_parser = value::<CodeType>)]
     weights: Option<CodeType>,
     /// Preset of modes, types and groups, for Hugging Face directories in the form compressed-tensors
-    #[arg(long, value_parser = scheme_names())]
+    #[arg(help_heading = "What is quantized", long, value_parser = scheme_names())]
     scheme: Option<String>,
     /// What computes with the result; sets types and conventions that suit it and were not asked for [default: any]
-    #[arg(long, value_parser = target_names())]
+    #[arg(help_heading = "What is quantized", long, value_parser = target_names())]
     target: Option<String>,
     /// Pairs of int8 weights of an ONNX model whose products with uint8 activations could saturate on x86 processors without VNNI:
     /// ignored, counted, changed as little as it takes, or avoided by codes of 7 bits [default: report; ignore or 7bit by target]
-    #[arg(long, value_name = "HOW", value_parser = saturation_names())]
+    #[arg(help_heading = "Weights", long, value_name = "HOW", value_parser = saturation_names())]
     saturation: Option<String>,
     /// Write an ONNX model even if the target would not compute in integers what is to be (qtool lint)
-    #[arg(long)]
+    #[arg(help_heading = "Checks", long)]
     no_lint: bool,
     /// Zero points in the middle of the codes, of weights and activations
-    #[arg(long, overrides_with = "asymmetric")]
+    #[arg(help_heading = "Weights", long, overrides_with = "asymmetric")]
     symmetric: bool,
     /// Zero points where ranges need them, of weights and activations [default: weights symmetric, activations asymmetric]
-    #[arg(long)]
+    #[arg(help_heading = "Weights", long)]
     asymmetric: bool,
     /// Which values share a scale: per-tensor, per-channel or per-group:SIZE [default: per-channel]
-    #[arg(long, value_parser = value::<Granularity>)]
+    #[arg(help_heading = "Weights", long, value_parser = value::<Granularity>)]
     granularity: Option<Granularity>,
     /// Channel axis; negative counts from the last [default: 0]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(help_heading = "Weights", long, allow_negative_numbers = true)]
     axis: Option<i64>,
-    #[arg(long, value_parser = value::<Method>, help = observer_help())]
+    #[arg(help_heading = "Weights", long, value_parser = value::<Method>, help = observer_help())]
     observer: Option<Method>,
-    #[arg(long, value_parser = value::<Method>, help = rounding_help())]
+    #[arg(help_heading = "Weights", long, value_parser = value::<Method>, help = rounding_help())]
     rounding: Option<Method>,
-    #[arg(long, value_name = "METHOD", value_parser = value::<Method>, help = transform_help())]
+    #[arg(help_heading = "Weights", long, value_name = "METHOD", value_parser = value::<Method>, help = transform_help())]
     transform: Vec<Method>,
     /// Whose arithmetic: torch, ort or compressed-tensors [default: ort for ONNX, else torch]
-    #[arg(long, value_parser = value::<Convention>)]
+    #[arg(help_heading = "Weights", long, value_parser = value::<Convention>)]
     convention: Option<Convention>,
     /// Quantize only tensors that match: a glob, or re:REGEX; repeatable
-    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    #[arg(help_heading = "What is quantized", long, value_name = "PATTERN", value_parser = pattern)]
     include: Vec<Pattern>,
     /// Keep tensors that match; repeatable
-    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    #[arg(help_heading = "What is quantized", long, value_name = "PATTERN", value_parser = pattern)]
     exclude: Vec<Pattern>,
-    /// Keep smaller tensors [default: 1024]
-    #[arg(long, value_name = "N")]
+    /// Keep smaller tensors that no operator or layer is known to compute with: of ONNX models only tables [default: 1024]
+    #[arg(help_heading = "What is quantized", long, value_name = "N")]
     min_elements: Option<u64>,
     /// Of a model from quantization-aware training, observe weights anew and copy the state of its fake quantizers
-    #[arg(long)]
+    #[arg(help_heading = "What is quantized", long)]
     ignore_qat: bool,
     /// Keep weights with NaN or infinities instead of stopping
-    #[arg(long)]
+    #[arg(help_heading = "What is quantized", long)]
     allow_non_finite: bool,
     /// Print what would be done, and write nothing
-    #[arg(long)]
+    #[arg(help_heading = "Output", long)]
     dry_run: bool,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Run")]
     threads: options::Threads,
     /// Budget for buffers, not counting pages of files that the kernel can drop
-    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = parse_size)]
+    #[arg(help_heading = "Run", long, value_name = "SIZE", default_value = "512MiB", value_parser = parse_size)]
     max_memory: u64,
     /// Seed of methods that draw random numbers [default: 0, or that of the sidecar that is the recipe]
-    #[arg(long, value_name = "N")]
+    #[arg(help_heading = "Run", long, value_name = "N")]
     seed: Option<u64>,
     /// Replace existing outputs
-    #[arg(long)]
+    #[arg(help_heading = "Output", long)]
     force: bool,
     /// Do nothing if the output is there, whole, and was written with this option by this version from the same model, samples,
     /// recipe and options, all judged by content; else replace it
-    #[arg(long, conflicts_with_all = ["dry_run", "in_place"])]
+    #[arg(help_heading = "Output", long, conflicts_with_all = ["dry_run", "in_place"])]
     if_changed: bool,
     /// Allow the output to be the input
-    #[arg(long)]
+    #[arg(help_heading = "Output", long)]
     in_place: bool,
     /// Whether files are on the disk when success is reported
-    #[arg(long, value_enum, default_value = "fsync")]
+    #[arg(help_heading = "Output", long, value_enum, default_value = "fsync")]
     durability: DurabilityValue,
     /// Whether the content of the model is hashed: auto does so up to 64 MiB, and hashes the header of larger ones
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(help_heading = "Output", long, value_enum, default_value = "auto")]
     hash_source: HashSourceValue,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Run")]
     read: options::Read,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Run")]
     print: options::Output,
     /// List every tensor in the summary
-    #[arg(long, short)]
+    #[arg(help_heading = "Run", long, short)]
     verbose: bool,
 }
 
@@ -278,6 +278,46 @@ impl Arguments {
         Ok((wanted, limits))
     }
 
+    /// Options that nothing in the run would follow are mistakes.
+    fn check_applies(&self, prepared: &Prepared) -> qtool::Result<()> {
+        let ActivationUse { known, at_run_time } = prepared.activations();
+        let is_onnx = prepared.is_onnx();
+        // Dynamic operators of ONNX choose codes themselves.
+        let has_codes = known || at_run_time && !is_onnx;
+        let what = if is_onnx { "layers" } else { "layers of this form" };
+        let of_runtimes = self.target.as_deref().filter(|target| target.starts_with("ort-") || *target == "tensorrt");
+        let of_servers = self.target.as_deref().filter(|target| *target == "vllm");
+        let mistakes = [
+            (self.mode == Some(Mode::Static) && !known, "--mode static", format!("{what} whose activations can have known ranges")),
+            (self.mode == Some(Mode::Dynamic) && !at_run_time, "--mode dynamic", format!("{what} that find ranges while the model runs")),
+            (self.activations.is_some() && !has_codes, "--activations", format!("{what} whose activations are quantized by known ranges")),
+            (self.activation_symmetry.is_some() && !has_codes, "--activation-symmetry", format!("{what} whose activations are quantized")),
+            (self.activation_observer.is_some() && !known, "--activation-observer", format!("{what} whose activations have known ranges")),
+            (of_runtimes.is_some() && !is_onnx, "--target of ONNX Runtime or TensorRT", "an ONNX model".into()),
+            (of_servers.is_some() && is_onnx, "--target vllm", "a checkpoint".into()),
+            (self.saturation.is_some() && !is_onnx, "--saturation", "an ONNX model".into()),
+        ];
+        let Some((_, option, expected)) = mistakes.into_iter().find(|(is_mistake, ..)| *is_mistake) else { return Ok(()) };
+        let hint = match is_onnx {
+            true => {
+                "int8 and uint8 weights of Conv, MatMul and Gemm, per channel or per tensor; --samples gives ranges; --dry-run lists the mode of each"
+            }
+            false => "of a checkpoint, --format compressed-tensors or a --scheme quantizes activations",
+        };
+        Err(qtool::Error::Usage(format!("{option}: expected {expected}, found none")).with_hint(hint))
+    }
+
+    /// What the user may not expect of options, though they were followed.
+    fn notes(&self, prepared: &Prepared) -> Vec<String> {
+        let name = self.recipe.as_deref().and_then(Path::to_str).unwrap_or_default();
+        let scheme = Preset::scheme(name).ok().filter(|_| self.format.is_none() && self.scheme.is_none() && !prepared.is_onnx());
+        let of_scheme = scheme
+            .map(|_| format!("--recipe {name} has the rules only: --scheme {name} writes a directory that transformers and vLLM load"));
+        let report = prepared.report();
+        let is_there = self.dry_run && !self.force && !self.in_place && report.output.exists();
+        of_scheme.into_iter().chain(is_there.then(|| "the output is there already: it takes --force to replace it".to_owned())).collect()
+    }
+
     fn request(&self) -> qtool::Result<Request> {
         let mut recipe = self.recipe.as_deref().map(Recipe::named).transpose()?.unwrap_or_default();
         if self.allow_commands {
@@ -355,7 +395,8 @@ impl Arguments {
             seed: self.seed.or(recorded.map(|run| run.seed)).unwrap_or_default(),
             max_drop: self.max_drop,
             record: None,
-            replaces_output: false,
+            // What is only looked at may be there.
+            replaces_output: self.dry_run,
             gates: self.gates.with_min_sqnr(&min_sqnr),
             emit_recipe: self.emit_recipe.clone(),
             page: self.report.clone(),
@@ -391,8 +432,11 @@ pub(super) fn run(arguments: &Arguments) -> Done {
         }
     }
     let prepared = junit.tell(COMMAND, Prepared::new(request).map_err(print::Failed::from))?;
+    arguments.check_applies(&prepared)?;
+    let notes = arguments.notes(&prepared);
     if arguments.dry_run {
         let report = prepared.report();
+        let report = QuantizeReport { notes: report.notes.iter().chain(&notes).cloned().collect(), ..report };
         return print.show(&report, || terminal::plan(&report, prepared.buffer_bytes()));
     }
     if junit.junit.is_some() {
@@ -410,7 +454,7 @@ pub(super) fn run(arguments: &Arguments) -> Done {
         }
         report => junit.tell(COMMAND, report.map_err(print::Failed::from))?,
     };
-    let notes = reason.map(|reason| format!("--if-changed: {reason}")).into_iter().chain(report.notes).collect();
+    let notes = reason.map(|reason| format!("--if-changed: {reason}")).into_iter().chain(report.notes).chain(notes).collect();
     let report = QuantizeReport { notes, ..report };
     junit.write(|| Suite::of_gates(COMMAND, &report.gates))?;
     if let (Some(path), Some(details)) = (&arguments.report, &report.details) {

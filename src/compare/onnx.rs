@@ -4,7 +4,7 @@ use super::layers::Layers;
 use super::{Difference, Sums};
 use crate::calibration::array::{Array, Data, decisions};
 use crate::calibration::engine::{self, EngineChoice};
-use crate::calibration::samples::{InputSpec, SampleLimits, Samples};
+use crate::calibration::samples::{InputSpec, SampleLimits, SampleSource, Samples};
 use crate::error::{Error, Result, show_name};
 use crate::formats::onnx::proto::{DimensionProto, GraphProto, ModelProto, ValueInfoProto};
 use crate::formats::onnx::tensor::element_type;
@@ -23,8 +23,8 @@ pub struct OutputRequest {
     pub float: PathBuf,
     /// The quantized model.
     pub quantized: PathBuf,
-    /// Files and directories of samples.
-    pub samples: Vec<PathBuf>,
+    /// Samples.
+    pub samples: SampleSource,
     /// Most samples that are used.
     pub limit: Option<usize>,
     /// Bounds on files of samples.
@@ -139,7 +139,7 @@ pub fn compare_outputs(request: &OutputRequest, progress: &dyn Progress) -> Resu
     let input_names = |inputs: &[InputSpec]| inputs.iter().map(|input| input.name.clone()).collect::<Vec<_>>();
     same_names(&request.quantized, "inputs", &input_names(&inputs), &input_names(&other_inputs))?;
     same_names(&request.quantized, "outputs", &outputs, &other_outputs)?;
-    let samples = Samples::open(&request.samples, &inputs, request.limit, None, &request.limits)?;
+    let samples = Samples::of(&request.samples, &inputs, request.limit, None, &request.limits)?;
     lower::to_float(&mut quantized).map_err(|e| Error::malformed(&request.quantized, e))?;
     let options = engine::Options::default();
     let load = |path: &Path, proto| engine::load_model(EngineChoice::Auto, path, proto, &options);

@@ -1,12 +1,12 @@
 //! How far a quantized model is from the float one, tensor by tensor: values as f32, as they are quantized.
 
 use super::{Difference, Sums};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::formats::{self, ReadOptions};
 use crate::gates::{GateRow, Gates, Kind, Measure, Subject};
 use crate::model::Model;
 use crate::outputs::document::{self, Document};
-use crate::outputs::quantized::{DequantizeScratch, QuantizedModel};
+use crate::outputs::quantized::{DequantizeScratch, QuantizedModel, sidecar_of_codes};
 use crate::recipe::Pattern;
 use crate::stream;
 use serde::Serialize;
@@ -65,6 +65,13 @@ impl Comparison {
 pub fn compare(float: &Path, quantized: &Path, read: &ReadOptions, threads: usize) -> Result<Comparison> {
     let float = formats::open(float, read)?;
     let other = Other::open(quantized, read)?;
+    match &other {
+        Other::Quantized(quantized) => quantized.check_content(threads)?,
+        Other::Float(_) if sidecar_of_codes(&float).is_some() => {
+            return Err(Error::Usage("compare: expected the float model, then the quantized one, found them the other way round".into()));
+        }
+        Other::Float(_) => {}
+    }
     let index = other.model().index();
     let mut pairs = Vec::new();
     for (tensor, stored) in float.tensors().iter().enumerate() {

@@ -36,6 +36,7 @@ pub(super) fn dequantize(
     progress: &dyn Progress,
 ) -> Result<PathBuf> {
     let quantized = QuantizedModel::open(quantized, read)?;
+    quantized.check_content(threads)?;
     let layout = lay_out(&quantized)?;
     let target = Target::choose(destination, &quantized.model, TAG, false)?;
     target.check_space(layout.bytes())?;

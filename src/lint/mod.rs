@@ -226,7 +226,7 @@ fn verdict(unit: &Unit<'_, '_>, target: &str) -> NodeVerdict {
     }
 }
 
-/// Whether a node is quantized: its weights are, or all that it takes and what it gives.
+/// Whether a node is quantized: its weights are, or all that it takes and gives.
 fn is_asked_for(unit: &Unit<'_, '_>) -> bool {
     let is_weight = |number: &usize| unit.input(*number).is_stored_codes();
     let has_weight = match unit.route {
@@ -236,5 +236,6 @@ fn is_asked_for(unit: &Unit<'_, '_>) -> bool {
     };
     let floats = unit.inputs.iter().filter(|input| input.is_there());
     let all = floats.clone().count() > 0 && floats.clone().all(|input| matches!(input, Input::Codes(_)));
-    has_weight || (all && !unit.output.quantized.is_empty())
+    let is_given_as_float = unit.output.is_output || unit.output.edges > unit.output.quantized.len();
+    has_weight || (all && !unit.output.quantized.is_empty() && !is_given_as_float)
 }

@@ -10,7 +10,7 @@ use crate::quant::metrics::Metrics;
 use crate::quant::saturation::Saturation;
 use crate::quant::scheme::{CodeType, Convention};
 use crate::recipe::Recipe;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::ser::{CompactFormatter, Formatter};
 use std::collections::BTreeMap;
 use std::io;
@@ -68,12 +68,15 @@ pub struct ActivationRecord {
     /// The type of codes.
     pub dtype: CodeType,
     /// Largest value that is not clipped.
+    #[serde(deserialize_with = "finite")]
     pub max: f32,
     /// Smallest value that is not clipped.
+    #[serde(deserialize_with = "finite")]
     pub min: f32,
     /// How the range was chosen.
     pub observer: Method,
     /// The distance between neighbouring codes.
+    #[serde(deserialize_with = "finite")]
     pub scale: f32,
     /// The code of 0.
     pub zero_point: i32,
@@ -92,6 +95,9 @@ pub struct CalibrationRecord {
     /// How many samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub samples: Option<u64>,
+    /// Whether the samples were random.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub synthetic: bool,
 }
 
 /// What a run was asked for and read besides the model, as BLAKE3 hashes in hexadecimal: to tell a later run from it. They mean
@@ -179,6 +185,7 @@ pub struct TensorRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saturation: Option<SaturationRecord>,
     /// Scales, one a group in order, or the tensor that holds them.
+    #[serde(deserialize_with = "finite_values")]
     pub scale: Values<f32>,
     /// `symmetric` or `asymmetric`.
     pub scheme: String,
@@ -239,6 +246,24 @@ pub enum Values<T> {
         /// Its name.
         tensor: String,
     },
+}
+
+/// A number that f32 holds: larger ones would become infinite, which JSON cannot say again.
+fn finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
+    check_finite(f32::deserialize(deserializer)?)
+}
+
+/// As [`finite`], each of them.
+fn finite_values<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Values<f32>, D::Error> {
+    let values = Values::deserialize(deserializer)?;
+    if let Values::Inline(numbers) = &values {
+        numbers.iter().copied().try_for_each(|number| check_finite(number).map(drop))?;
+    }
+    Ok(values)
+}
+
+fn check_finite<E: serde::de::Error>(number: f32) -> Result<f32, E> {
+    if number.is_finite() { Ok(number) } else { Err(E::custom("a number too large for f32")) }
 }
 
 impl Document {

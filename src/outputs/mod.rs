@@ -124,6 +124,11 @@ pub trait Output: Sync {
         model.default_convention()
     }
 
+    /// Whether, of a model without a graph, it can say that activations are quantized when the model runs.
+    fn quantizes_activations(&self) -> bool {
+        false
+    }
+
     /// Changes defaults that the form has no use for.
     fn adapt(&self, _recipe: &mut Recipe) {}
 

@@ -5,12 +5,13 @@ use super::document::{self, Document, TensorRecord, Values};
 use super::fake_quant;
 use crate::error::{Error, Result};
 use crate::formats::{self, ReadOptions};
-use crate::model::Model;
+use crate::model::{Model, SourceFile};
 use crate::quant::granularity::GroupLayout;
 use crate::quant::kernel::dequantize;
 use crate::quant::packing::{packed_shape, unpack_nibbles};
 use crate::quant::params::Params;
 use crate::quant::scheme::{CodeType, Granularity, Grid};
+use crate::stream;
 use crate::tensor::Dtype;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -36,6 +37,18 @@ pub(crate) struct QuantizedTensor {
     /// The largest value of `dtype`, if a code could stand for more: then values saturate there, as their sources did not
     /// exceed it.
     limit: Option<f32>,
+}
+
+/// The sidecar of ours that lists the files of `model` as its output, of codes and not of floats.
+pub(crate) fn sidecar_of_codes(model: &Model) -> Option<PathBuf> {
+    let sidecar = document::find(model.path()).ok()?;
+    let document = Document::read(&sidecar).ok()?;
+    let is_listed = |file: &SourceFile| {
+        let bytes = file.bytes().len() as u64;
+        document.output.files.iter().any(|record| record.name == file.name() && record.bytes == bytes)
+    };
+    let is_of_codes = !document.tensors.is_empty() && document.output.form != fake_quant::NAME;
+    (is_of_codes && model.files().iter().all(is_listed)).then_some(sidecar)
 }
 
 impl QuantizedModel {
@@ -95,6 +108,29 @@ impl QuantizedModel {
         }
         drop(index);
         Ok(QuantizedModel { model, document, tensors, auxiliary })
+    }
+
+    /// Makes sure that the files of weights are those that the sidecar was written with.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Malformed`] if the content of one has another hash.
+    pub(crate) fn check_content(&self, threads: usize) -> Result<()> {
+        let records = &self.document.output.files;
+        let recorded =
+            |file: &SourceFile| records.iter().find(|record| record.name == file.name()).and_then(|record| record.blake3.clone());
+        let known: Vec<(&SourceFile, String)> = self.model.files().iter().filter_map(|file| Some((file, recorded(file)?))).collect();
+        let check = |i: usize| {
+            let (file, expected) = &known[i];
+            let found = blake3::hash(file.bytes()).to_hex();
+            if found.as_str() == expected {
+                return Ok(());
+            }
+            let message = format!("content: expected BLAKE3 {expected} as the sidecar says, found {found}");
+            Err(Error::malformed(file.path(), message)
+                .with_hint("it changed since it was written, or is of another run: `qtool verify` tells more"))
+        };
+        stream::map(known.len(), threads, check).into_iter().collect()
     }
 
     /// The tensors of the float model: those that hold scales and zero points are left out.

@@ -63,7 +63,7 @@ pub fn analyze(mut request: AnalyzeRequest, progress: &dyn Progress) -> Result<R
         true => Statistics::new(onnx::identity(&model), BTreeMap::new()),
     };
     let ranges = Ranges::new(model.path(), &statistics.activations, recipe, Dtype::F32);
-    let samples = Samples::open(&calibration.samples, &onnx::inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
+    let samples = Samples::of(&calibration.samples, &onnx::inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
     let setup = Setup { model: &model, onnx, samples: &samples, limit: samples.len(), engine: calibration.engine, threads: *threads };
     let weights = observe::all_params(&model, &plan, *threads)?;
     let plan_of = |recipe: &Recipe| plan_of(&model, recipe);

@@ -61,7 +61,8 @@ pub fn calibrate(request: &CalibrateRequest, progress: &dyn Progress) -> Result<
     check_free(&request.output, request.force)?;
     let model = formats::open(&request.model, &request.read)?;
     if model.onnx().is_none() {
-        let recorded = Recorded::open(&request.calibration.samples, &model, checkpoint::selection(&request.calibration), request.threads)?;
+        let recorded =
+            Recorded::open(request.calibration.samples.recorded()?, &model, checkpoint::selection(&request.calibration), request.threads)?;
         let detail = if request.ranges_only { Detail::Features } else { Detail::Gram };
         let weight = ObserverChoice::new(&request.observer)?.averaging_weight();
         let statistics = recorded.statistics(onnx::identity(&model), detail, weight, request.threads, progress)?;

@@ -3,8 +3,9 @@
 use super::{onnx, plan_of};
 use crate::error::Result;
 use crate::formats::{self, ReadOptions};
+use crate::model::ModelTensor;
 use crate::plan;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Rule};
 use serde::Serialize;
 use std::path::Path;
 
@@ -15,6 +16,8 @@ pub struct RuleMatch {
     pub criteria: String,
     /// How many tensors they fit, whether or not they can be quantized.
     pub tensors: usize,
+    /// How many of these are weights that can be quantized.
+    pub weights: usize,
 }
 
 /// Decides what `recipe` would make of the model at `path`, and counts the tensors of each rule.
@@ -26,6 +29,11 @@ pub fn check_recipe(path: &Path, recipe: &Recipe, read: &ReadOptions) -> Result<
     let model = onnx::ready(formats::open(path, read)?, recipe)?;
     let model = plan::declare(model, recipe)?;
     plan_of(&model, recipe)?;
-    let counts = plan::matches(&model, recipe)?;
-    Ok(recipe.rules.iter().zip(counts).map(|(rule, tensors)| RuleMatch { criteria: rule.criteria(), tensors }).collect())
+    plan::matches(&model, recipe)?;
+    let found = |rule: &Rule| {
+        let tensors: Vec<&ModelTensor> = model.tensors().iter().filter(|tensor| tensor.is_subject_of(rule)).collect();
+        let weights = tensors.iter().filter(|tensor| plan::unsuitable(tensor, true).is_none()).count();
+        RuleMatch { criteria: rule.criteria(), tensors: tensors.len(), weights }
+    };
+    Ok(recipe.rules.iter().map(found).collect())
 }

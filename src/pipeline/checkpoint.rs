@@ -33,7 +33,7 @@ const LISTED: usize = 4;
 /// As [`Recorded::open`]; as [`Statistics::read`] and [`stats::merge`].
 pub(super) fn open_inputs(model: &Model, calibration: &CalibrationRequest, threads: usize) -> Result<LayerInputs> {
     if calibration.stats.is_empty() {
-        return Ok(LayerInputs::recorded(Recorded::open(&calibration.samples, model, selection(calibration), threads)?));
+        return Ok(LayerInputs::recorded(Recorded::open(calibration.samples.recorded()?, model, selection(calibration), threads)?));
     }
     let identity = onnx::identity(model);
     let parts = calibration.stats.iter().map(|path| Statistics::read(path)).collect::<Result<Vec<_>>>()?;
@@ -48,7 +48,7 @@ pub(super) fn selection(calibration: &CalibrationRequest) -> Selection {
 /// What a sidecar records of the samples.
 pub(super) fn calibration_record(inputs: &LayerInputs) -> CalibrationRecord {
     let (samples, hash) = inputs.identity();
-    CalibrationRecord { blake3: Some(hash.to_hex().to_string()), ranges: None, samples: Some(samples as u64) }
+    CalibrationRecord { blake3: Some(hash.to_hex().to_string()), ranges: None, samples: Some(samples as u64), synthetic: false }
 }
 
 /// The layers of quantized tensors whose inputs are known and matter: `all` of them, or those whose methods look at inputs.

@@ -10,7 +10,7 @@
 
 use super::{HashSource, Request, form_of};
 use crate::calibration::engine;
-use crate::calibration::samples::list_files;
+use crate::calibration::samples::{Drawn, list_files};
 use crate::error::{Error, Result, show_path};
 use crate::formats;
 use crate::formats::mmap::MappedFile;
@@ -145,6 +145,7 @@ fn asked_for(model: &Model, request: &Request) -> Result<RequestRecord> {
         max_drop: Option<f64>,
         max_memory: u64,
         gates: &'a Gates,
+        synthetic: Option<&'a Drawn>,
         limit: Option<usize>,
         part: Option<(usize, usize)>,
         max_sample_bytes: u64,
@@ -159,6 +160,7 @@ fn asked_for(model: &Model, request: &Request) -> Result<RequestRecord> {
         max_drop: *max_drop,
         max_memory: *max_memory,
         gates,
+        synthetic: calibration.samples.drawn(),
         limit: calibration.limit,
         part: calibration.part,
         max_sample_bytes: calibration.limits.max_sample_bytes,
@@ -166,7 +168,7 @@ fn asked_for(model: &Model, request: &Request) -> Result<RequestRecord> {
         engine: engine::identity(calibration.engine)?,
     };
     let text = serde_json::to_vec(&options).expect("options have string keys only");
-    let (samples, _) = list_files(&calibration.samples)?;
+    let (samples, _) = list_files(calibration.samples.files())?;
     let companions: Vec<PathBuf> = model.companions().iter().map(|companion| model.path().join(companion)).collect();
     let ranges: Vec<PathBuf> = calibration.ranges.iter().cloned().collect();
     Ok(RequestRecord {

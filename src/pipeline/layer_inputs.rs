@@ -313,7 +313,7 @@ impl Run<'_> {
     /// As [`observe`]; [`Error::Malformed`] with what `each` says.
     pub(super) fn for_each(&self, sources: &BTreeMap<String, Vec<Source>>, each: Each<'_>) -> Result<()> {
         let Run { model, onnx, calibration, threads, progress, .. } = *self;
-        let samples = Samples::open(&calibration.samples, &onnx::inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
+        let samples = Samples::of(&calibration.samples, &onnx::inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
         let engine = engine::load_model(calibration.engine, model.path(), onnx.file.proto.clone(), &engine::Options::default())?;
         let values: Vec<String> = sources.keys().cloned().collect();
         progress.begin_samples(samples.len() as u64);

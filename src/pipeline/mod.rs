@@ -25,14 +25,14 @@ use crate::formats::{self, ReadOptions};
 use crate::gates::{self as limits, GateRow, Gates};
 use crate::lint;
 use crate::method::Method;
-use crate::model::{Model, SourceFile};
+use crate::model::Model;
 use crate::outputs::assemble::{Assembly, Check, Staged};
-use crate::outputs::document::{self, CalibrationRecord, Document, FileRecord, RequestRecord};
+use crate::outputs::document::{CalibrationRecord, FileRecord, RequestRecord};
 use crate::outputs::onnx::rewrite::Chosen;
 use crate::outputs::staging;
 use crate::outputs::target::Target;
-use crate::outputs::{OUTPUTS, Output, OutputLayout, fake_quant, record};
-use crate::plan::{self, Decision, Plan};
+use crate::outputs::{OUTPUTS, Output, OutputLayout, quantized, record};
+use crate::plan::{self, Decision, LayerMode, Plan};
 use crate::qat::{self, Trained};
 use crate::quant::saturation::{PairCheck, Saturation};
 use crate::quant::scheme::CodeType;
@@ -134,6 +134,15 @@ impl Request {
     }
 }
 
+/// How activations of a model are quantized, of some layers at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActivationUse {
+    /// By ranges that are known before the model runs.
+    pub known: bool,
+    /// By ranges that are found while it runs.
+    pub at_run_time: bool,
+}
+
 /// A run that was decided on but not carried out: the model is read, the plan made, paths and space are checked.
 pub struct Prepared {
     request: Request,
@@ -179,6 +188,7 @@ impl Prepared {
         let mut notes: Vec<String> = onnx::already_quantized(&model, &request.recipe).into_iter().collect();
         let (table, note) = onnx::open_table(&model, &request)?;
         notes.extend(note);
+        notes.extend(onnx::note_drawn(&model, &request.calibration));
         let model =
             if form.keeps_graph() { onnx::as_given(model, &request.recipe, &request.read)? } else { onnx::ready(model, &request.recipe)? };
         let (model, trained) = qat::import(model, &request.recipe)?;
@@ -280,7 +290,7 @@ impl Prepared {
                 }
                 let choices = ranges.choose_all(&plan.values, &request.recipe)?;
                 chosen.activations = ranges::params_of(&choices);
-                let calibration = onnx::calibration_record(&statistics, table.as_ref());
+                let calibration = onnx::calibration_record(&statistics, &request.calibration, table.as_ref());
                 activations = Some((onnx::records(&choices, &request.recipe), Some(calibration)));
                 integer_share = cost::integer_share(plan, &cost::of_layers(model, plan, &statistics));
                 observed = statistics.activations;
@@ -448,6 +458,23 @@ impl Prepared {
         QuantizeReport { notes: self.notes.clone(), ..report }
     }
 
+    /// Whether the model has a graph.
+    pub fn is_onnx(&self) -> bool {
+        self.model.onnx().is_some()
+    }
+
+    /// How activations will be quantized.
+    pub fn activations(&self) -> ActivationUse {
+        let Prepared { form, model, plan, .. } = self;
+        if model.onnx().is_some() {
+            let is_dynamic = plan.layers.contains(&LayerMode::Dynamic);
+            return ActivationUse { known: !plan.values.values.is_empty() || !plan.values.given.is_empty(), at_run_time: is_dynamic };
+        }
+        let has =
+            |mode: Mode| plan.quantized().any(|tensor| plan.scheme(tensor).and_then(|scheme| scheme.mode).unwrap_or(plan.mode) == mode);
+        ActivationUse { known: has(Mode::Static), at_run_time: has(Mode::Dynamic) && form.quantizes_activations() }
+    }
+
     /// Most memory that buffers will take, in bytes.
     pub fn buffer_bytes(&self) -> u64 {
         self.threads() as u64 * LARGEST_PIECE_BYTES
@@ -540,15 +567,7 @@ const SMALL_MODEL: u64 = 64 << 20;
 
 /// Codes must not be taken for weights: what a sidecar of ours lists as its output is quantized already.
 fn refuse_own_output(model: &Model) -> Result<()> {
-    let Ok(sidecar) = document::find(model.path()) else { return Ok(()) };
-    let Ok(document) = Document::read(&sidecar) else { return Ok(()) };
-    let listed = |file: &SourceFile| {
-        let bytes = file.bytes().len() as u64;
-        document.output.files.iter().any(|record| record.name == file.name() && record.bytes == bytes)
-    };
-    if document.tensors.is_empty() || document.output.form == fake_quant::NAME || !model.files().iter().all(listed) {
-        return Ok(());
-    }
+    let Some(sidecar) = quantized::sidecar_of_codes(model) else { return Ok(()) };
     let found = format!("model: expected a float model, found an output of qtool, as {} says", show_path(&sidecar));
     Err(Error::malformed(model.path(), found).with_hint("`qtool dequantize` gives a float model back"))
 }

@@ -5,7 +5,7 @@ use super::Request;
 use crate::calibration::engine::{self, EngineChoice};
 use crate::calibration::observe::{Watch, observe as observe_samples};
 use crate::calibration::ranges::{Choice, Ranges};
-use crate::calibration::samples::{InputSpec, SampleLimits, Samples};
+use crate::calibration::samples::{InputSpec, SampleLimits, SampleSource, Samples, drawn};
 use crate::calibration::stats::{self, ActivationStats, ModelIdentity, Statistics};
 use crate::calibration::tables::RangeTable;
 use crate::error::{Error, Result, show_name, show_path};
@@ -54,8 +54,8 @@ const BLOCKED: i64 = 21;
 /// Where statistics of activations come from.
 #[derive(Clone, Debug, Default)]
 pub struct CalibrationRequest {
-    /// Files and directories of samples.
-    pub samples: Vec<PathBuf>,
+    /// Samples.
+    pub samples: SampleSource,
     /// Files of statistics.
     pub stats: Vec<PathBuf>,
     /// A file of ranges, for an ONNX model: a calibration table of ONNX Runtime, or a calibration cache of TensorRT.
@@ -188,7 +188,7 @@ pub(super) fn statistics(
         return Ok(Statistics::new(identity, BTreeMap::new()));
     }
     let onnx = model.onnx().ok_or_else(|| Error::Usage("--samples: expected an ONNX model, found another".into()))?;
-    let samples = Samples::open(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
+    let samples = Samples::of(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
     // Also those that have the range of another: it may stay in float, and then they need their own.
     let observed = plan.values.values.iter().filter(|(_, source)| !matches!(source, RangeSource::Known(_))).map(|(name, _)| name.clone());
     let counted = cost::counted(onnx, plan).map(|(_, _, value)| value.to_owned());
@@ -239,10 +239,16 @@ pub(super) fn records(choices: &BTreeMap<String, Choice>, recipe: &Recipe) -> BT
 }
 
 /// What a sidecar records of the samples and of the file of ranges.
-pub(super) fn calibration_record(statistics: &Statistics, table: Option<&RangeTable>) -> CalibrationRecord {
+pub(super) fn calibration_record(statistics: &Statistics, request: &CalibrationRequest, table: Option<&RangeTable>) -> CalibrationRecord {
     let samples = Some(statistics.samples() as u64).filter(|samples| *samples > 0);
     let blake3 = samples.map(|_| statistics.samples_hash().to_hex().to_string());
-    CalibrationRecord { blake3, ranges: table.map(RangeTable::record), samples }
+    let synthetic = request.stats.is_empty() && request.samples.drawn().is_some();
+    CalibrationRecord { blake3, ranges: table.map(RangeTable::record), samples, synthetic }
+}
+
+/// What is to be noted of samples that are random.
+pub(super) fn note_drawn(model: &Model, calibration: &CalibrationRequest) -> Option<String> {
+    Some(drawn::note(calibration.samples.drawn()?, &inputs(model.onnx()?)))
 }
 
 /// The file of ranges, if there is one, and what is to be noted of it.
@@ -277,7 +283,7 @@ pub(super) fn search(
         let reason = "without samples layers were not measured, and all of them run in integers: --samples besides measures them";
         return Ok(Some((recipe.clone(), Err(reason.to_owned()))));
     }
-    let samples = Samples::open(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
+    let samples = Samples::of(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
     // Each thread has the model, and all of them the weights as they are quantized.
     let affordable = (request.max_memory / model.bytes().max(1)).saturating_sub(1) as usize;
     if affordable == 0 {

@@ -5,6 +5,7 @@ use crate::graph::ops::OPERATORS;
 use crate::method::{look_up, meant};
 use crate::model::{Model, Role};
 use crate::recipe::{Pattern, Recipe, Rule};
+use std::collections::BTreeSet;
 
 /// How many tensors each rule of `recipe` is about.
 ///
@@ -19,6 +20,15 @@ pub(crate) fn matches(model: &Model, recipe: &Recipe) -> Result<Vec<usize>> {
     }
     for wanted in &recipe.op_types {
         look_up("--op-types", OPERATORS, |operator| operator.op_type, wanted)?;
+        if model.onnx().is_none() {
+            return Err(Error::Usage("--op-types: expected an ONNX model, whose operators are known, found another kind".into()));
+        }
+        if model.tensors().iter().all(|tensor| tensor.role.op() != Some(wanted)) {
+            let there: BTreeSet<&str> = model.tensors().iter().filter_map(|tensor| tensor.role.op()).collect();
+            let there = there.into_iter().collect::<Vec<_>>().join(", ");
+            let error = Error::Usage(format!("--op-types: expected operators that have weights in this model, found {wanted}"));
+            return Err(error.with_hint(if there.is_empty() { "no operator has".into() } else { format!("those of {there} have") }));
+        }
     }
     for layer in &recipe.layers {
         let is_there = match (&layer.op, model.onnx()) {

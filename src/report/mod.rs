@@ -26,6 +26,11 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+/// `1 tensor`, `2 tensors`.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
 /// What became of a model, or would.
 #[derive(Clone, Debug, Serialize)]
 pub struct QuantizeReport {

@@ -1,5 +1,6 @@
 //! What was found of pairs of int8 weights whose products processors without VNNI add in 16 bits, over all weights of a model.
 
+use super::counted;
 use crate::model::Model;
 use crate::outputs::document::SaturatedSums;
 use crate::outputs::record;
@@ -90,11 +91,13 @@ impl SaturationReport {
         let mut text = String::new();
         if *possible == 0 {
             return match self.treatment {
-                Saturation::SevenBit => format!("saturation without VNNI: none; codes have 7 bits in {}\n", tensors(self.tensors)),
+                Saturation::SevenBit => {
+                    format!("saturation without VNNI: none; codes have 7 bits in {}\n", counted(self.tensors, "tensor"))
+                }
                 _ => text,
             };
         }
-        let of = format!("{possible} of {pairs} pairs of int8 weights, in {}", tensors(*tensors_possible));
+        let of = format!("{possible} of {pairs} pairs of int8 weights, in {}", counted(*tensors_possible, "tensor"));
         let _ = match (self.treatment, self.sqnr_db_before, self.sqnr_db) {
             (Saturation::Nudge, Some(before), Some(after)) => writeln!(
                 text,
@@ -119,8 +122,4 @@ impl SaturationReport {
     fn could(&self) -> &'static str {
         if self.treatment == Saturation::Nudge { "could before" } else { "could" }
     }
-}
-
-fn tensors(count: usize) -> String {
-    if count == 1 { "1 tensor".to_owned() } else { format!("{count} tensors") }
 }

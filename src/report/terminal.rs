@@ -1,7 +1,7 @@
 //! Text for people: plans, summaries and tables, readable without colour, every name escaped.
 
 use super::saturation::SaturationReport;
-use super::{QuantizeReport, TensorOutcome, TensorReport};
+use super::{QuantizeReport, TensorOutcome, TensorReport, counted};
 use crate::compare::{Comparison, Difference, LayerDifference, OutputComparison};
 use crate::error::{escape, show_name, show_path};
 use crate::gates::{self, GateRow, Kind};
@@ -75,8 +75,9 @@ pub fn plan(report: &QuantizeReport, buffer_bytes: u64) -> String {
         };
         rows.push(vec![show_name(&tensor.name).to_string(), tensor.source_dtype.clone(), shape(&tensor.shape), becomes, why]);
     }
-    let mut text = table(&rows, &[]);
-    let _ = writeln!(text, "\nwould write {} and {}", show_path(&report.output), show_path(&report.sidecar));
+    let mut text = table(&rows, &[]) + "\n";
+    report.notes.iter().for_each(|note| text += &format!("note: {}\n", escape(note)));
+    let _ = writeln!(text, "would write {} and {}", show_path(&report.output), show_path(&report.sidecar));
     let _ = writeln!(
         text,
         "weights {} → {}; disk {}; buffers up to {}",
@@ -96,9 +97,10 @@ pub fn presets() -> String {
 
 /// What `recipe check` prints of a recipe with so many rules; `matches` are the tensors of each in a model.
 pub fn recipe_check(path: &Path, rules: usize, matches: Option<&[RuleMatch]>) -> String {
-    let mut text = format!("{}: a recipe with {rules} rules\n", show_path(path));
+    let mut text = format!("{}: a recipe with {}\n", show_path(path), counted(rules, "rule"));
     for (number, rule) in matches.unwrap_or_default().iter().enumerate() {
-        let _ = writeln!(text, "rule {}: {}: {} tensors", number + 1, escape(&rule.criteria), rule.tensors);
+        let weights = if rule.weights == rule.tensors { String::new() } else { format!(", {} of them weights", rule.weights) };
+        let _ = writeln!(text, "rule {}: {}: {}{weights}", number + 1, escape(&rule.criteria), counted(rule.tensors, "tensor"));
     }
     text
 }
@@ -106,7 +108,7 @@ pub fn recipe_check(path: &Path, rules: usize, matches: Option<&[RuleMatch]>) ->
 /// What `calibrate` and `merge` print.
 pub fn calibration(report: &CalibrationReport) -> String {
     let CalibrationReport { samples, activations, output } = report;
-    format!("observed {activations} activations in {samples} samples\nwrote {}\n", show_path(output))
+    format!("observed {} in {}\nwrote {}\n", counted(*activations, "activation"), counted(*samples, "sample"), show_path(output))
 }
 
 /// What `quantize --if-changed` prints where there is nothing to do.
@@ -131,7 +133,7 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
     let change = if report.bytes_before == report.bytes_after { "the same size".into() } else { format!("{ratio:.2} times smaller") };
     let _ = write!(text, "{} → {} ({change})", bytes(report.bytes_before), bytes(report.bytes_after));
     let _ = writeln!(text, " in {:.2} s", elapsed.as_secs_f64());
-    let _ = write!(text, "quantized {} of {} tensors", quantized.len(), report.tensors.len());
+    let _ = write!(text, "quantized {} of {}", quantized.len(), counted(report.tensors.len(), "tensor"));
     let _ = match &report.total {
         Some(total) => writeln!(text, "; SQNR over these {}", sqnr(total)),
         None => writeln!(text),
@@ -179,7 +181,7 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
 /// What was measured, and what followed from it.
 pub(super) fn findings(found: &Findings) -> String {
     let Findings { samples, min_sqnr_db, all_quantized_db, sqnr_db, spared, dynamic, observer, observers, decisions } = found;
-    let mut text = format!("SQNR of the worst output on {samples} samples: {sqnr_db:.1} dB\n");
+    let mut text = format!("SQNR of the worst output on {}: {sqnr_db:.1} dB\n", counted(*samples, "sample"));
     let changes = [(spared.len(), "layers in float"), (dynamic.len(), "dynamic"), (observers.len(), "values by other observers")];
     let for_all = observer.iter().map(|observer| format!("observer {observer}"));
     let counted = changes.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
@@ -232,8 +234,8 @@ pub fn inspection(found: &Inspection) -> String {
         let plan = if tensor.plan == QUANTIZE { "yes".to_owned() } else { format!("no: {}", tensor.plan) };
         rows.push(vec![show_name(&tensor.name).to_string(), tensor.dtype.to_owned(), shape(&tensor.shape), min, max, values, plan]);
     }
-    let files = if found.files == 1 { "1 file".to_owned() } else { format!("{} files", found.files) };
-    let mut text = format!("{} tensors in {files}, {}\n", found.tensors.len(), bytes(found.bytes));
+    let (tensors, files) = (counted(found.tensors.len(), "tensor"), counted(found.files, "file"));
+    let mut text = format!("{tensors} in {files}, {}\n", bytes(found.bytes));
     for (key, value) in &found.metadata {
         let _ = writeln!(text, "metadata {} = {}", show_name(key), show_name(value));
     }
@@ -314,8 +316,7 @@ pub fn output_comparison(found: &OutputComparison, judged: &[GateRow]) -> String
         row.push(if fails { "FAILS".into() } else { String::new() });
         rows.push(row);
     }
-    let samples = if found.samples == 1 { "1 sample".to_owned() } else { format!("{} samples", found.samples) };
-    let mut text = format!("{samples}\n{}", table(&rows, &[1, 2, 3, 4, 5]));
+    let mut text = format!("{}\n{}", counted(found.samples, "sample"), table(&rows, &[1, 2, 3, 4, 5]));
     if let Some(layers) = &found.layers {
         let mut rows = vec![["value", "operator", "SQNR", "alone", ""].map(String::from).to_vec()];
         let row = |layer: &LayerDifference| {
@@ -345,9 +346,9 @@ pub fn ranking(found: &Ranking) -> String {
         vec![show_name(tensor).to_string(), op.clone(), share, db(*sqnr_db), db(*weight_sqnr_db), activations]
     };
     rows.extend(found.layers.iter().map(row));
-    let samples = if found.samples == 1 { "1 sample".to_owned() } else { format!("{} samples", found.samples) };
     format!(
-        "SQNR of the worst output on {samples}: {} with everything quantized; with one layer alone:\n\n{}",
+        "SQNR of the worst output on {}: {} with everything quantized; with one layer alone:\n\n{}",
+        counted(found.samples, "sample"),
         db(found.all_quantized_db),
         table(&rows, &[2, 3, 4, 5])
     )

@@ -163,6 +163,24 @@ fn a_layer_without_samples_is_quantized_without_and_reported() {
 }
 
 #[test]
+fn a_layer_that_nothing_came_to_counts_as_one_without_samples() {
+    let dir = checkpoint();
+    let mut random = Random(2);
+    let some = Tensor::f32(LAYERS[0], &[100, FEATURES], &inputs(100, &mut random));
+    dir.write("some.safetensors", model::file(&[some.clone(), Tensor::f32(LAYERS[1], &[4, 0, FEATURES], &[])]));
+    dir.write("none.safetensors", model::file(&[Tensor::f32(LAYERS[1], &[0, FEATURES], &[])]));
+    dir.ok("calibrate m --samples some.safetensors -o some.stats");
+    let options = "--scheme w4a16 --granularity per-group:32 --rounding gptq";
+    for (calibration, output) in [("--stats some.stats", "a"), ("--samples some.safetensors", "b")] {
+        let run = dir.ok(&format!("quantize m {options} {calibration} -o {output}"));
+        assert!(run.stdout.contains(LAYERS[1]), "{run}");
+    }
+    assert!(dir.read("a/model.safetensors") == dir.read("b/model.safetensors"));
+    let run = dir.fails("calibrate m --samples none.safetensors -o none.stats", 2);
+    assert!(run.stderr.contains("expected recorded inputs of layers, found none"), "{run}");
+}
+
+#[test]
 fn wrong_samples_are_refused_and_nothing_is_written() {
     let dir = checkpoint();
     let mut random = Random(5);

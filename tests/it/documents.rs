@@ -185,7 +185,7 @@ fn sidecars() {
         case("no scales", |d| d["tensors"]["b.weight"]["scale"] = json!([]), 1, "b.weight"),
         case("a scale of 0", |d| d["tensors"]["b.weight"]["scale"][3] = json!(0.0), 1, "b.weight"),
         case("a negative scale", |d| d["tensors"]["b.weight"]["scale"][3] = json!(-0.5), 1, "b.weight"),
-        case("a scale beyond f32", |d| d["tensors"]["b.weight"]["scale"][3] = json!(1e300), 1, ""),
+        case("a scale beyond f32", |d| d["tensors"]["b.weight"]["scale"][3] = json!(1e300), 1, "too large for f32"),
         case("a zero point beyond the codes", |d| d["tensors"]["b.weight"]["zero_point"] = json!([1000]), 1, "b.weight"),
         case("scales in a tensor that is not there", |d| d["tensors"]["a.weight"]["scale"]["tensor"] = json!("s"), 1, "a.weight"),
         case("scales in the weights themselves", |d| d["tensors"]["a.weight"]["scale"]["tensor"] = json!("a.weight"), 1, "a.weight"),

@@ -116,6 +116,8 @@ fn with_nodes(nodes: Vec<Node>) -> Workdir {
             Constant::codes("c", UINT8, &[4, 4], &[3; 16]),
             Constant::floats("s", &[], &[0.25]),
             Constant::codes("z", UINT8, &[], &[0]),
+            Constant::floats("many", &[4], &[0.25; 4]),
+            Constant::codes("zeros", UINT8, &[4], &[0; 4]),
         ],
         inputs: vec![("x".into(), vec![1, 4])],
         outputs: vec![("y".into(), vec![1, 4])],
@@ -157,4 +159,22 @@ fn long_chains_between_pairs_overflow_no_stack() {
     nodes.push(Node::new("MatMul", &["d", "w"], "y", &[]));
     let dir = with_nodes(nodes);
     dir.run(["quantize", "m.onnx", "--quiet"]).expect(0);
+}
+
+#[test]
+fn axes_far_outside_of_a_value_take_no_memory() {
+    for axis in [i64::MIN, i64::MIN + 1, -(1 << 40), -65, -3, 2, 1 << 40, i64::MAX] {
+        let nodes = vec![
+            Node::new("QuantizeLinear", &["x", "s", "z"], "q", &[]),
+            Node::new("DequantizeLinear", &["q", "many", "zeros"], "d", &[("axis", axis)]),
+            Node::new("DequantizeLinear", &["c", "many", "zeros"], "v", &[("axis", axis)]),
+            Node::new("MatMul", &["d", "v"], "y", &[]),
+        ];
+        let dir = with_nodes(nodes);
+        dir.run(["quantize", "m.onnx", "-q"]).expect(1).expect_one_error();
+        dir.run(["dequantize", "m.onnx", "-o", "f.onnx"]).expect(1).expect_one_error();
+        dir.run(["compare", "m.onnx", "m.onnx", "--synthetic", "1"]).expect(1).expect_one_error();
+        dir.run(["lint", "m.onnx", "-q"]).expect(3);
+        assert_eq!(dir.names(), ["m.onnx"], "axis {axis}");
+    }
 }

@@ -68,7 +68,7 @@ fn a_registered_observer_that_names_no_range_is_an_error() {
             let mut request = qtool::Request::new(dir.path(model));
             request.recipe.observers.register("wrong", move |_| Box::new(Wrong(min, max))).unwrap();
             if model == "model.onnx" {
-                request.calibration.samples = vec![dir.path("samples")];
+                request.calibration.samples = vec![dir.path("samples")].into();
                 request.recipe.activations.observer = "wrong".parse().unwrap();
             } else {
                 request.recipe.settings.observer = "wrong".parse().unwrap();

@@ -37,6 +37,7 @@ mod schema;
 mod selection;
 mod stats;
 mod support;
+mod synthetic;
 mod values;
 mod verify;
 mod writing;

@@ -80,6 +80,62 @@ fn mistakes_are_told_on_standard_error_with_exit_code_2() {
     for mistake in mistakes {
         let run = dir.run(mistake.split_whitespace()).expect(2);
         assert!(!run.stderr.is_empty() && run.stdout.is_empty(), "{run}");
+        if !mistake.is_empty() {
+            run.expect_one_error();
+        }
     }
     assert_eq!(dir.names(), ["model.safetensors"]);
+}
+
+#[test]
+fn options_that_nothing_would_follow_are_mistakes() {
+    let dir = crate::onnx_quantize::small();
+    dir.write("model.safetensors", Workdir::with_fixture().read("model.safetensors"));
+    let mistakes = [
+        ("model.safetensors --op-types Conv", "--op-types: expected an ONNX model"),
+        ("model.safetensors --activations int8", "--activations: expected layers of this form"),
+        ("model.safetensors --activation-observer mse", "--activation-observer: expected"),
+        ("model.safetensors --mode dynamic", "--mode dynamic: expected"),
+        ("model.safetensors --target ort-cpu", "--target of ONNX Runtime or TensorRT: expected an ONNX model"),
+        ("model.safetensors --saturation nudge", "--saturation: expected an ONNX model"),
+        ("model.onnx --op-types ConvTranspose", "--op-types: expected operators that have weights in this model, found ConvTranspose"),
+        ("model.onnx --target vllm", "--target vllm: expected a checkpoint"),
+        ("model.onnx --activations int8", "--activations: expected layers whose activations are quantized by known ranges"),
+        ("model.onnx --activation-observer mse", "--activation-observer: expected"),
+        ("model.onnx --mode dynamic --weights int4", "--mode dynamic: expected layers that find ranges while the model runs"),
+        ("model.onnx --mode static --weights int4 --samples samples", "--mode static: expected layers whose activations can have known"),
+    ];
+    for (options, expected) in mistakes {
+        let run = dir.fails(&format!("quantize {options}"), 2);
+        assert!(run.stderr.contains(expected), "{options}: {run}");
+    }
+    assert!(dir.names().iter().all(|name| !name.contains("int8")), "{:?}", dir.names());
+    dir.ok("quantize model.onnx --op-types Conv,MatMul --samples samples --activations int8 --activation-observer mse");
+    // What is only looked at may be there.
+    assert!(dir.ok("quantize model.onnx --dry-run").stdout.contains("note: the output is there already: it takes --force to replace it"));
+    dir.fails("quantize model.onnx", 2);
+}
+
+#[test]
+fn help_of_quantize_has_headings() {
+    let help = Workdir::new().ok("quantize -h").stdout;
+    for heading in ["Output:", "What is quantized:", "Weights:", "Activations:", "Checks:", "Run:"] {
+        assert_eq!(help.lines().filter(|line| *line == heading).count(), 1, "{heading}: {help}");
+    }
+    let rest = help.lines().skip_while(|line| *line != "Options:").skip(1).take_while(|line| !line.is_empty());
+    assert!(rest.filter(|line| line.trim_start().starts_with('-')).count() <= 2, "{help}");
+}
+
+#[test]
+fn gates_outside_of_what_there_is_are_mistakes() {
+    let dir = crate::onnx_quantize::small();
+    for (gate, expected) in [
+        ("--min-top1 99", "expected a number from 0 to 1, found 99"),
+        ("--min-cosine 1.5", "expected a number from -1 to 1"),
+        ("--max-abs -1", "expected a number of at least 0, found -1"),
+        ("--max-mse scores=-1", "expected a number of at least 0"),
+    ] {
+        let run = dir.fails(&format!("compare model.onnx model.onnx --samples samples {gate}"), 2);
+        assert!(run.stderr.contains(expected), "{gate}: {run}");
+    }
 }

@@ -234,3 +234,24 @@ fn a_tensor_cannot_be_hidden_among_the_parameters() {
     let run = dir.fails("dequantize q.safetensors", 1);
     assert!(run.stderr.contains("conv1.bias"), "{run}");
 }
+
+#[test]
+fn what_changed_since_it_was_written_is_not_read_back() {
+    let dir = quantized();
+    dir.ok("compare model.safetensors q.safetensors");
+    let mut weights = dir.read("q.safetensors");
+    *weights.last_mut().unwrap() ^= 1;
+    dir.write("q.safetensors", weights);
+    for command in ["dequantize q.safetensors -o f.safetensors", "compare model.safetensors q.safetensors"] {
+        let run = dir.fails(command, 1);
+        assert!(run.stderr.contains("q.safetensors: content: expected BLAKE3") && run.stderr.contains("qtool verify"), "{run}");
+    }
+    assert!(!dir.path("f.safetensors").exists());
+}
+
+#[test]
+fn the_quantized_model_is_not_taken_for_the_float_one() {
+    let dir = quantized();
+    let run = dir.fails("compare q.safetensors model.safetensors", 2);
+    assert!(run.stderr.contains("the other way round"), "{run}");
+}

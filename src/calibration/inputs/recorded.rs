@@ -88,6 +88,10 @@ impl Recorded {
                         .with_hint("`qtool inspect MODEL` lists the layers; --ignore-unused leaves out what belongs to none"));
                 };
                 check(&path, &info, *features)?;
+                if info.elements() == 0 {
+                    // Nothing came this way, as with experts that no token was sent to.
+                    continue;
+                }
                 this.layers.entry(name.to_owned()).or_default().push(Batch { file: number, info, hash });
             }
             this.files.push(File { source, hash });

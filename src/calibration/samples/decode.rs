@@ -121,7 +121,7 @@ fn read_chunks(origin: &Origin<'_>, stored: &Stored, source: &mut dyn Read, mut 
 }
 
 /// Rounds to what `dtype` can hold.
-fn round(dtype: Dtype, values: &mut [f32]) {
+pub(super) fn round(dtype: Dtype, values: &mut [f32]) {
     if matches!(dtype, Dtype::F32 | Dtype::F64) {
         return;
     }

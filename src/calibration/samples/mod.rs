@@ -13,6 +13,7 @@
 //! its values. A new format is a file that implements `SampleFile`, its `mod` line and its entry in `FORMATS`.
 
 mod decode;
+pub(crate) mod drawn;
 mod hash;
 mod listing;
 mod npy;
@@ -35,6 +36,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use listing::expand as list_files;
 
+pub use drawn::Drawn;
 pub use hash::SamplesHasher;
 pub use signature::InputSpec;
 
@@ -169,6 +171,64 @@ fn check_memory(path: &Path, sample: Option<u64>, memory: u64, limits: &SampleLi
     Err(raised_by(error, "sample-bytes"))
 }
 
+/// Where samples come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SampleSource {
+    /// Files and directories of them.
+    Files(Vec<PathBuf>),
+    /// Nowhere: they are random.
+    Drawn(Drawn),
+}
+
+impl Default for SampleSource {
+    fn default() -> Self {
+        SampleSource::Files(Vec::new())
+    }
+}
+
+impl From<Vec<PathBuf>> for SampleSource {
+    fn from(files: Vec<PathBuf>) -> Self {
+        SampleSource::Files(files)
+    }
+}
+
+impl SampleSource {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, SampleSource::Files(files) if files.is_empty())
+    }
+
+    /// The files and directories.
+    pub fn files(&self) -> &[PathBuf] {
+        match self {
+            SampleSource::Files(files) => files,
+            SampleSource::Drawn(_) => &[],
+        }
+    }
+
+    /// The files and directories, for a model that is no graph and takes what was recorded of its layers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] if they are random.
+    pub(crate) fn recorded(&self) -> Result<&[PathBuf]> {
+        match self {
+            SampleSource::Files(files) => Ok(files),
+            SampleSource::Drawn(_) => {
+                Err(Error::Usage("--synthetic: expected an ONNX model, found another, whose layers' inputs must be recorded".into()))
+            }
+        }
+    }
+
+    /// How they are drawn, if they are random.
+    pub fn drawn(&self) -> Option<&Drawn> {
+        match self {
+            SampleSource::Files(_) => None,
+            SampleSource::Drawn(drawn) => Some(drawn),
+        }
+    }
+}
+
 /// A file of samples: where, and which.
 struct Entry {
     path: PathBuf,
@@ -188,7 +248,7 @@ pub struct Samples {
     /// `(index, count)`: every `count`-th sample from `index` on.
     part: (usize, usize),
     skipped: Vec<PathBuf>,
-    /// The file that was read last, opened.
+    /// The file that was read last, opened; what is drawn stays there.
     last: Mutex<Option<(usize, Arc<dyn SampleFile>)>>,
 }
 
@@ -214,39 +274,60 @@ impl Samples {
         part: Option<(usize, usize)>,
         limits: &SampleLimits,
     ) -> Result<Samples> {
-        let part = part.unwrap_or((0, 1));
-        let usage = |message: &str| Err(Error::Usage(message.to_owned()));
+        check_selection(inputs, limit, part)?;
         if paths.is_empty() {
-            return usage("samples: expected at least one path, found none");
-        }
-        if inputs.is_empty() {
-            return usage("samples: expected a model with inputs, found one without");
-        }
-        if limit == Some(0) {
-            return usage("samples: expected a limit of at least 1, found 0");
-        }
-        if part.0 >= part.1 {
-            return usage(&format!("samples: part: expected an index below the number of parts, {}, found {}", part.1, part.0));
+            return Err(Error::Usage("samples: expected at least one path, found none".into()));
         }
         let (files, skipped) = listing::expand(paths)?;
         let context = Context { inputs, limits };
-        let limit = limit.unwrap_or(usize::MAX);
+        let most = limit.unwrap_or(usize::MAX);
         let mut total: usize = 0;
         let mut entries = Vec::new();
         for path in files {
-            if total >= limit {
+            if total >= most {
                 break;
             }
             let file = open_file(&path, &context)?;
             entries.push(Entry { first: total, fingerprint: fingerprint(&*file), path });
             total = total.saturating_add(file.len());
         }
-        let total = total.min(limit);
-        if part.0 >= total {
-            let message = format!("samples: part: expected at least one sample in part {} of {}, found {total} in all", part.0, part.1);
+        Samples { inputs: inputs.to_vec(), limits: *limits, entries, total, part: (0, 1), skipped, last: Mutex::default() }
+            .select(limit, part)
+    }
+
+    /// The samples of `source`, else as [`Samples::open`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Samples::open`]; [`Error::Usage`] if samples cannot be drawn as `source` says.
+    pub fn of(
+        source: &SampleSource,
+        inputs: &[InputSpec],
+        limit: Option<usize>,
+        part: Option<(usize, usize)>,
+        limits: &SampleLimits,
+    ) -> Result<Samples> {
+        let drawn = match source {
+            SampleSource::Files(paths) => return Samples::open(paths, inputs, limit, part, limits),
+            SampleSource::Drawn(drawn) => drawn,
+        };
+        check_selection(inputs, limit, part)?;
+        let file = drawn::open(drawn, &Context { inputs, limits })?;
+        let entries = vec![Entry { path: drawn::PLACE.into(), first: 0, fingerprint: fingerprint(&*file) }];
+        let (total, last) = (file.len(), Mutex::new(Some((0, Arc::from(file)))));
+        Samples { inputs: inputs.to_vec(), limits: *limits, entries, total, part: (0, 1), skipped: Vec::new(), last }.select(limit, part)
+    }
+
+    /// Those within `limit`, and of these the `part`.
+    fn select(mut self, limit: Option<usize>, part: Option<(usize, usize)>) -> Result<Samples> {
+        self.total = self.total.min(limit.unwrap_or(usize::MAX));
+        self.part = part.unwrap_or((0, 1));
+        let (Samples { total, .. }, (index, count)) = (&self, self.part);
+        if index >= *total {
+            let message = format!("samples: part: expected at least one sample in part {index} of {count}, found {total} in all");
             return Err(Error::Usage(message).with_hint(format!("use at most {total} parts")));
         }
-        Ok(Samples { inputs: inputs.to_vec(), limits: *limits, entries, total, part, skipped, last: Mutex::default() })
+        Ok(self)
     }
 
     /// Number of samples that are used, at least 1.
@@ -330,6 +411,19 @@ impl Samples {
         }
         *last() = Some((place, file.clone()));
         Ok(file)
+    }
+}
+
+/// There must be something to choose from, and something to be chosen.
+fn check_selection(inputs: &[InputSpec], limit: Option<usize>, part: Option<(usize, usize)>) -> Result<()> {
+    let usage = |message: String| Err(Error::Usage(message));
+    match part.unwrap_or((0, 1)) {
+        _ if inputs.is_empty() => usage("samples: expected a model with inputs, found one without".into()),
+        _ if limit == Some(0) => usage("samples: expected a limit of at least 1, found 0".into()),
+        (index, count) if index >= count => {
+            usage(format!("samples: part: expected an index below the number of parts, {count}, found {index}"))
+        }
+        _ => Ok(()),
     }
 }
 

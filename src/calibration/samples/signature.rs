@@ -37,7 +37,7 @@ impl fmt::Display for InputSpec {
     }
 }
 
-fn show_shape(shape: &[Option<usize>]) -> String {
+pub(super) fn show_shape(shape: &[Option<usize>]) -> String {
     let dims: Vec<String> = shape.iter().map(|dim| dim.map_or("?".into(), |dim| dim.to_string())).collect();
     format!("[{}]", dims.join(", "))
 }

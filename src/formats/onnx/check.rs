@@ -375,7 +375,7 @@ impl<'m> Checker<'m> {
             ("TYPE_PROTOS", unread_field(15)),
         ];
         let code = attribute.kind.unwrap_or(0);
-        let kind = usize::try_from(code - 1).ok().and_then(|index| filled.get(index));
+        let kind = usize::try_from(code).ok().and_then(|code| filled.get(code.checked_sub(1)?));
         let Some((kind, is_filled)) = kind else {
             return fault(format!("type: expected a type of ONNX, found {code}"));
         };
@@ -595,6 +595,7 @@ mod tests {
             ("no outputs", |_, g| g.node.push(node("Relu", &["x"], &[""])), Err((1, r#"op_type "Relu": expected an output, found none"#))),
             ("twice", |_, g| g.node.push(node("Relu", &["x"], &["y"])), Err((1, r#"output "y": expected one definition"#))),
             ("constant", |_, g| g.node.push(node("Relu", &["x"], &["w"])), Err((1, r#"output "w": expected one definition"#))),
+            ("lowest type of attribute", |_, g| g.node.push(with_attribute(AttributeProto { name: "a".into(), kind: Some(i64::MIN), ..Default::default() })), Err((1, "type: expected a type of ONNX, found -"))),
             ("no output", |_, g| g.output.push(value("z")), Err((1, r#"output "z": expected something that defines it"#))),
             ("input as output", |_, g| g.output.push(value("x")), Ok(())),
             ("two inputs", |_, g| g.input.push(value("x")), Err((1, r#"input "x": expected one of this name"#))),

@@ -6,6 +6,9 @@ use crate::formats::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::formats::onnx::tensor::FLOAT;
 use crate::graph::names::Names;
 
+/// Dimensions are counted back from the end to here at most, whatever a file says: as many as a tensor may have.
+const MOST_BEHIND: i64 = -64;
+
 /// Nodes and constants that take the place of a node, or come before it.
 pub(super) struct Emit<'a> {
     pub known: &'a Known,
@@ -90,8 +93,9 @@ impl<'a> Emit<'a> {
             return Err(format!("{name}: expected one parameter or one axis of them, found {:?}", tensor.dims));
         }
         let behind = match (axis, rank) {
-            (..0, _) => -1 - axis,
+            (MOST_BEHIND..0, _) => -1 - axis,
             (_, Some(rank)) if axis < rank as i64 => rank as i64 - 1 - axis,
+            (..0, _) => return Err(format!("{name}: axis: expected one of the value's, found {axis}")),
             _ => return Err(format!("{name}: expected one parameter for a value of unknown rank, found {:?}", tensor.dims)),
         };
         let dims: Vec<i64> = std::iter::once(values.len() as i64).chain((0..behind).map(|_| 1)).collect();

@@ -102,6 +102,10 @@ impl Output for CompressedTensors {
         Convention::CompressedTensors
     }
 
+    fn quantizes_activations(&self) -> bool {
+        true
+    }
+
     fn adapt(&self, recipe: &mut Recipe) {
         // The same codes, moved to be signed.
         if recipe.activations.dtype == CodeType::Uint8 {

@@ -5,7 +5,7 @@ use crate::compare::{Comparison, Details, Difference, OutputComparison};
 use crate::error::show_text;
 use crate::gates::{self, GateRow, Kind};
 use crate::quant::metrics::Metrics;
-use crate::report::terminal;
+use crate::report::{counted, terminal};
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -14,7 +14,7 @@ pub fn comparison(paths: [&Path; 2], found: &Comparison, judged: &[GateRow], det
     let mut page = begin(paths, details);
     let failing: HashSet<&str> = gates::failing(judged).map(|row| row.name.as_str()).collect();
     let codes = found.tensors.iter().filter(|tensor| tensor.quantized).count();
-    page.fact("Compared", format!("{} tensors", found.tensors.len()), format!("{codes} stored as codes"));
+    page.fact("Compared", counted(found.tensors.len(), "tensor"), format!("{codes} stored as codes"));
     page.fact("SQNR over all", terminal::sqnr(&metrics(&found.total)), "");
     if let Some(worst) = found.tensors.first() {
         page.fact("Least SQNR", terminal::sqnr(&metrics(&worst.difference)), show_text(&worst.name).to_string());
@@ -45,7 +45,7 @@ pub fn comparison(paths: [&Path; 2], found: &Comparison, judged: &[GateRow], det
 /// How far the outputs of a quantized model are from those of the float one; those that fail a gate are marked.
 pub fn output_comparison(paths: [&Path; 2], found: &OutputComparison, judged: &[GateRow], details: &Details, command: &str) -> Page {
     let mut page = begin(paths, details);
-    page.fact("Compared", format!("{} outputs", found.outputs.len()), format!("on {} samples", found.samples));
+    page.fact("Compared", counted(found.outputs.len(), "output"), format!("on {}", counted(found.samples, "sample")));
     let worst = found.outputs.iter().min_by(|a, b| a.difference.quality().total_cmp(&b.difference.quality()));
     if let Some(worst) = worst {
         page.fact("Least SQNR", terminal::sqnr(&metrics(&worst.difference)), show_text(&worst.name).to_string());

@@ -7,7 +7,7 @@ use crate::lint::NodeVerdict;
 use crate::quant::metrics::Metrics;
 use crate::report::lint::verdict;
 use crate::report::saturation::SaturationReport;
-use crate::report::{ActivationDetails, Details, QuantizeReport, TensorOutcome, TensorReport, terminal};
+use crate::report::{ActivationDetails, Details, QuantizeReport, TensorOutcome, TensorReport, counted, terminal};
 use crate::sensitivity::Findings;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -62,7 +62,7 @@ pub(super) fn histogram_lead(what: &str, shown: usize, all: usize) -> String {
 fn summarize(page: &mut Page, report: &QuantizeReport, details: &Details, worst_first: &[(&TensorReport, &Metrics)]) {
     let all = report.tensors.len();
     let note = if details.form.is_empty() { String::new() } else { format!("form {}", details.form) };
-    page.fact("Quantized", format!("{} of {all} tensors", worst_first.len()), note);
+    page.fact("Quantized", format!("{} of {}", worst_first.len(), counted(all, "tensor")), note);
     if let Some(total) = &report.total {
         page.fact("SQNR of the weights", terminal::sqnr(total), "over all that were quantized");
     }
@@ -70,7 +70,7 @@ fn summarize(page: &mut Page, report: &QuantizeReport, details: &Details, worst_
         page.fact("Least SQNR", terminal::sqnr(error), show_text(&tensor.name).to_string());
     }
     if let Some(found) = &report.findings {
-        page.fact("SQNR of the worst output", format!("{:.1} dB", found.sqnr_db), format!("on {} samples", found.samples));
+        page.fact("SQNR of the worst output", format!("{:.1} dB", found.sqnr_db), format!("on {}", counted(found.samples, "sample")));
         if let Some(decisions) = found.decisions {
             page.fact("Decisions that changed", format!("{:.2} %", 100.0 * decisions.changed), "");
         }
@@ -79,7 +79,7 @@ fn summarize(page: &mut Page, report: &QuantizeReport, details: &Details, worst_
         page.fact("In integers", format!("{:.1} %", 100.0 * share), "of multiply-adds with constant weights");
     }
     if let Some(samples) = details.samples {
-        page.fact("Calibrated on", format!("{samples} samples"), format!("{} activations", details.activations.len()));
+        page.fact("Calibrated on", counted(samples as usize, "sample"), counted(details.activations.len(), "activation"));
     }
 }
 

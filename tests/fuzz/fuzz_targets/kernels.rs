@@ -256,7 +256,9 @@ fn fixed_point(u: &mut Unstructured<'_>, values: &[f32]) -> Result<()> {
         assert!(!outside || flags[i / 64] != 0, "no flag at {i}");
     }
     let squares = f64::from_bits(squares);
-    assert!((squares - plain).abs() <= 1e-4 * plain, "{squares} {plain}");
+    // Squares below the normal numbers of f32 are lost.
+    let lost = f64::from(f32::MIN_POSITIVE) * values.len() as f64;
+    assert!((squares - plain).abs() <= 1e-4 * plain + lost, "{squares} {plain}");
     let padded: Vec<i16> = fixed.iter().copied().chain([0; 256]).take((fixed.len() / 256 + 1) * 256).collect();
     let (whole, part) = (<[i16; 4]>::arbitrary(u)?, <[i16; 4]>::arbitrary(u)?);
     let found = same(|| kernels::rounding_errors(&padded, whole, part));

@@ -24,6 +24,9 @@ pub(crate) struct Node {
     pub attributes: Vec<(&'static str, i64)>,
 }
 
+/// A dimension that the model leaves open.
+pub(crate) const OPEN: u64 = u64::MAX;
+
 /// A graph of floats.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Graph {
@@ -90,7 +93,8 @@ impl Graph {
 }
 
 fn encode_value((name, dims): &(String, Vec<u64>)) -> Vec<u8> {
-    let dims: Vec<u8> = dims.iter().flat_map(|dim| bytes(1, &number(1, *dim))).collect();
+    let encode = |dim: &u64| if *dim == OPEN { bytes(2, b"n") } else { number(1, *dim) };
+    let dims: Vec<u8> = dims.iter().flat_map(|dim| bytes(1, &encode(dim))).collect();
     let tensor = [number(1, FLOAT), bytes(2, &dims)].concat();
     [bytes(1, name.as_bytes()), bytes(2, &bytes(1, &tensor))].concat()
 }

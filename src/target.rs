@@ -14,6 +14,8 @@ pub struct Target {
     pub name: &'static str,
     /// What it is, in a few words.
     pub summary: &'static str,
+    /// Whether it runs models with a graph only (ONNX), or without only (checkpoints); `None` if both.
+    pub needs_graph: Option<bool>,
     apply: fn(&mut Recipe),
     /// What it cannot run of a recipe, if there is something.
     refuses: fn(&Recipe) -> Option<&'static str>,
@@ -21,10 +23,11 @@ pub struct Target {
 
 /// Every target; the first is the default and changes nothing.
 pub const TARGETS: &[Target] = &[
-    Target { name: "any", summary: "whatever loads the form", apply: |_| {}, refuses: |_| None },
+    Target { name: "any", summary: "whatever loads the form", needs_graph: None, apply: |_| {}, refuses: |_| None },
     Target {
         name: "ort-cpu",
         summary: "ONNX Runtime on processors with VNNI, AMX or dot products: uint8 activations, int8 weights",
+        needs_graph: Some(true),
         apply: |recipe| {
             recipe.settings.convention = Some(Convention::Ort);
             recipe.saturation = Some(Saturation::Ignore);
@@ -35,6 +38,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "ort-cpu-avx2",
         summary: "ONNX Runtime on older processors, whose kernels for int8 weights saturate: uint8 weights around 128",
+        needs_graph: Some(true),
         apply: |recipe| {
             recipe.settings.convention = Some(Convention::Ort);
             recipe.settings.weights = CodeType::Uint8;
@@ -48,6 +52,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "tensorrt",
         summary: "TensorRT, which takes no zero points: int8 activations and weights, symmetric",
+        needs_graph: Some(true),
         apply: |recipe| {
             recipe.settings.convention = Some(Convention::Ort);
             recipe.activations.dtype = CodeType::Int8;
@@ -65,6 +70,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "vllm",
         summary: "vLLM and compressed-tensors",
+        needs_graph: Some(false),
         apply: |recipe| {
             recipe.settings.convention = Some(Convention::CompressedTensors);
             recipe.saturation = Some(Saturation::Ignore);

@@ -103,7 +103,7 @@ fn tensors(worst_first: &[(&TensorReport, &Metrics)], in_order: &[Option<f64>]) 
     let has_gain = has(|outcome| matches!(outcome, TensorOutcome::Quantize { output_gain_db: Some(_), .. }));
     let mut columns = vec![("tensor", false), ("SQNR", true), ("max error", true), ("MSE", true), ("shape", true), ("types", false)];
     columns.extend([("scales", false), ("observer", false), ("rounding", false)]);
-    columns.extend(has_gain.then_some(("gain", true)));
+    columns.extend(has_gain.then_some(("won by rounding", true)));
     columns.extend(has_mode.then_some(("mode", false)));
     let mut table = Table::new("tensors", &columns, Some(1));
     let full = full_bar(worst_first.iter().map(|(_, error)| error.sqnr_db));
@@ -133,7 +133,8 @@ fn tensors(worst_first: &[(&TensorReport, &Metrics)], in_order: &[Option<f64>]) 
         table.push(cells);
     }
     let charts = super::compare::profile("SQNR in dB, in the model's order", in_order);
-    let lead = "Least SQNR first.".to_owned();
+    let of_gain = " Won by rounding: by how much less the layer's outputs change on the samples than with the nearest codes.";
+    let lead = format!("Least SQNR first.{}", if has_gain { of_gain } else { "" });
     Section { id: "tensors", title: "Quantized tensors".into(), lead, charts, table: Some(table), text: None }
 }
 

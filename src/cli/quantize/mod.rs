@@ -1,5 +1,7 @@
 //! `qtool quantize`.
 
+mod applies;
+
 use super::options::{self, DurabilityValue, parse_size};
 use super::progress::Bar;
 use super::{Done, print};
@@ -9,7 +11,7 @@ use qtool::lint::{ANY, LINT_TARGETS};
 use qtool::method::Method;
 use qtool::outputs::{OUTPUTS, Output, recorded_run};
 use qtool::pipeline::if_changed::{self, Verdict};
-use qtool::pipeline::{ActivationUse, CalibrationRequest, Destination, HashSource, Prepared, Request};
+use qtool::pipeline::{CalibrationRequest, Destination, HashSource, Prepared, Request};
 use qtool::quant::saturation::{SATURATIONS, Saturation};
 use qtool::quant::scheme::{CodeType, Convention, Granularity};
 use qtool::recipe::presets::{PRESETS, Preset};
@@ -17,7 +19,7 @@ use qtool::recipe::{MODES, Mode, Pattern, Recipe};
 use qtool::report::junit::Suite;
 use qtool::report::{QuantizeReport, html, terminal};
 use qtool::target::{TARGETS, Target};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Quantize the weights of a model
 ///
@@ -276,46 +278,6 @@ impl Arguments {
             };
         }
         Ok((wanted, limits))
-    }
-
-    /// Options that nothing in the run would follow are mistakes.
-    fn check_applies(&self, prepared: &Prepared) -> qtool::Result<()> {
-        let ActivationUse { known, at_run_time } = prepared.activations();
-        let is_onnx = prepared.is_onnx();
-        // Dynamic operators of ONNX choose codes themselves.
-        let has_codes = known || at_run_time && !is_onnx;
-        let what = if is_onnx { "layers" } else { "layers of this form" };
-        let of_runtimes = self.target.as_deref().filter(|target| target.starts_with("ort-") || *target == "tensorrt");
-        let of_servers = self.target.as_deref().filter(|target| *target == "vllm");
-        let mistakes = [
-            (self.mode == Some(Mode::Static) && !known, "--mode static", format!("{what} whose activations can have known ranges")),
-            (self.mode == Some(Mode::Dynamic) && !at_run_time, "--mode dynamic", format!("{what} that find ranges while the model runs")),
-            (self.activations.is_some() && !has_codes, "--activations", format!("{what} whose activations are quantized by known ranges")),
-            (self.activation_symmetry.is_some() && !has_codes, "--activation-symmetry", format!("{what} whose activations are quantized")),
-            (self.activation_observer.is_some() && !known, "--activation-observer", format!("{what} whose activations have known ranges")),
-            (of_runtimes.is_some() && !is_onnx, "--target of ONNX Runtime or TensorRT", "an ONNX model".into()),
-            (of_servers.is_some() && is_onnx, "--target vllm", "a checkpoint".into()),
-            (self.saturation.is_some() && !is_onnx, "--saturation", "an ONNX model".into()),
-        ];
-        let Some((_, option, expected)) = mistakes.into_iter().find(|(is_mistake, ..)| *is_mistake) else { return Ok(()) };
-        let hint = match is_onnx {
-            true => {
-                "int8 and uint8 weights of Conv, MatMul and Gemm, per channel or per tensor; --samples gives ranges; --dry-run lists the mode of each"
-            }
-            false => "of a checkpoint, --format compressed-tensors or a --scheme quantizes activations",
-        };
-        Err(qtool::Error::Usage(format!("{option}: expected {expected}, found none")).with_hint(hint))
-    }
-
-    /// What the user may not expect of options, though they were followed.
-    fn notes(&self, prepared: &Prepared) -> Vec<String> {
-        let name = self.recipe.as_deref().and_then(Path::to_str).unwrap_or_default();
-        let scheme = Preset::scheme(name).ok().filter(|_| self.format.is_none() && self.scheme.is_none() && !prepared.is_onnx());
-        let of_scheme = scheme
-            .map(|_| format!("--recipe {name} has the rules only: --scheme {name} writes a directory that transformers and vLLM load"));
-        let report = prepared.report();
-        let is_there = self.dry_run && !self.force && !self.in_place && report.output.exists();
-        of_scheme.into_iter().chain(is_there.then(|| "the output is there already: it takes --force to replace it".to_owned())).collect()
     }
 
     fn request(&self) -> qtool::Result<Request> {

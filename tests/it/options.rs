@@ -88,29 +88,38 @@ fn mistakes_are_told_on_standard_error_with_exit_code_2() {
 }
 
 #[test]
-fn options_that_nothing_would_follow_are_mistakes() {
+fn options_that_nothing_follows_are_noted_or_refused() {
     let dir = crate::onnx_quantize::small();
     dir.write("model.safetensors", Workdir::with_fixture().read("model.safetensors"));
     let mistakes = [
         ("model.safetensors --op-types Conv", "--op-types: expected an ONNX model"),
-        ("model.safetensors --activations int8", "--activations: expected layers of this form"),
-        ("model.safetensors --activation-observer mse", "--activation-observer: expected"),
-        ("model.safetensors --mode dynamic", "--mode dynamic: expected"),
         ("model.safetensors --target ort-cpu", "--target: expected an ONNX model"),
         ("model.safetensors --saturation nudge", "--saturation: expected an ONNX model"),
         ("model.onnx --op-types ConvTranspose", "--op-types: expected operators that have weights in this model, found ConvTranspose"),
         ("model.onnx --target vllm", "--target: expected a checkpoint"),
-        ("model.onnx --activations int8", "--activations: expected layers whose activations are quantized by known ranges"),
-        ("model.onnx --activation-observer mse", "--activation-observer: expected"),
-        ("model.onnx --mode dynamic --weights int4", "--mode dynamic: expected layers that find ranges while the model runs"),
-        ("model.onnx --mode static --weights int4 --samples samples", "--mode static: expected layers whose activations can have known"),
     ];
     for (options, expected) in mistakes {
-        let run = dir.fails(&format!("quantize {options}"), 2);
+        let run = dir.fails(&format!("quantize {options} -o out"), 2);
         assert!(run.stderr.contains(expected), "{options}: {run}");
     }
-    assert!(dir.names().iter().all(|name| !name.contains("int8")), "{:?}", dir.names());
-    dir.ok("quantize model.onnx --op-types Conv,MatMul --samples samples --activations int8 --activation-observer mse");
+    assert!(!dir.exists("out"));
+    let unused = [
+        ("model.safetensors --activations int8", "--activations: no layer's activations get codes"),
+        ("model.safetensors --activation-observer mse", "--activation-observer: no layer's activations have known ranges"),
+        ("model.safetensors --mode dynamic", "--mode dynamic: no layer finds ranges"),
+        ("model.onnx --activations int8", "--activations: no layer's activations get codes before the model runs"),
+        ("model.onnx --activation-symmetry symmetric", "--activation-symmetry: no layer's"),
+        ("model.onnx --mode dynamic --weights int4", "--mode dynamic: no layer finds ranges while the model runs"),
+        ("model.onnx --mode static --weights int4 --samples samples", "--mode static: no layer's activations have known ranges"),
+    ];
+    for (options, expected) in unused {
+        let run = dir.ok(&format!("quantize {options} --dry-run"));
+        assert!(run.stdout.contains(&format!("note: {expected}")), "{options}: {run}");
+        let report = dir.ok(&format!("quantize {options} -o out --force --sidecar out.json --json")).json();
+        assert!(report["notes"].to_string().contains(expected), "{options}: {report}");
+    }
+    let run = dir.ok("quantize model.onnx --op-types Conv,MatMul --samples samples --activations int8 --activation-observer mse");
+    assert!(!run.stdout.contains("no layer"), "{run}");
     // What is only looked at may be there.
     assert!(dir.ok("quantize model.onnx --dry-run").stdout.contains("note: the output is there already: it takes --force to replace it"));
     dir.fails("quantize model.onnx", 2);

@@ -394,7 +394,7 @@ pub(super) fn run(arguments: &Arguments) -> Done {
         }
     }
     let prepared = junit.tell(COMMAND, Prepared::new(request).map_err(print::Failed::from))?;
-    arguments.check_applies(&prepared)?;
+    arguments.check_kind(&prepared)?;
     let notes = arguments.notes(&prepared);
     if arguments.dry_run {
         let report = prepared.report();

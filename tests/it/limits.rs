@@ -112,7 +112,7 @@ fn members_of_archives_are_bounded() {
 }
 
 /// An archive of stored members.
-fn stored(members: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn stored(members: &[(&str, &[u8])]) -> Vec<u8> {
     let (mut out, mut directory) = (Vec::new(), Vec::new());
     for (name, content) in members {
         let mut crc = flate2::Crc::new();

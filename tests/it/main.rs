@@ -22,6 +22,7 @@ mod interruption;
 mod inventory;
 mod library;
 mod limits;
+mod names;
 mod onnx_compare;
 mod onnx_qat;
 mod onnx_quantize;

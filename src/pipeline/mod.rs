@@ -540,7 +540,7 @@ const SMALL_MODEL: u64 = 64 << 20;
 
 /// Codes must not be taken for weights: what a sidecar of ours lists as its output is quantized already.
 fn refuse_own_output(model: &Model) -> Result<()> {
-    let Ok(sidecar) = document::find(model.path()) else { return Ok(()) };
+    let Ok(sidecar) = document::find(model.path(), &ReadOptions::default()) else { return Ok(()) };
     let Ok(document) = Document::read(&sidecar) else { return Ok(()) };
     let listed = |file: &SourceFile| {
         let bytes = file.bytes().len() as u64;

@@ -5,6 +5,7 @@ mod calibrated;
 mod ci_examples;
 mod combinations;
 mod compressed_tensors;
+mod containment;
 mod corpus;
 mod custom_observers;
 mod destination;

@@ -49,7 +49,7 @@ impl Config {
     ///
     /// [`Error::Io`] if there is none; [`Error::Limit`]; [`Error::Malformed`] if it is not one JSON object.
     pub(super) fn read_any(dir: &Path) -> Result<Self> {
-        let path = dir.join(NAME);
+        let path = crate::formats::beside(dir, NAME)?;
         let file = MappedFile::open(&path)?;
         let found = file.bytes().len() as u64;
         if found > MAX_BYTES {

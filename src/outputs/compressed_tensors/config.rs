@@ -64,7 +64,8 @@ impl Config {
 
     /// Whether it says how the model is quantized.
     pub(super) fn is_quantized(&self) -> bool {
-        !matches!(self.get(KEY), None | Some(Value::Null))
+        // Something there that cannot be read, as it nests too deep, is not nothing.
+        self.members.iter().any(|(name, text)| name == KEY && text != "null")
     }
 
     /// Whether it says that the model is in this form.

@@ -205,4 +205,14 @@ fn json_nests_no_deeper_than_it_may() {
         dir.write("r.json", format!(r#"{{"activations": {}}}"#, nested(depth)));
         dir.fails("recipe check r.json", 2);
     }
+    // Without a sidecar the configuration tells the form, if it can be read.
+    dir.write("c/config.json", "{}");
+    dir.ok("quantize c --scheme w8a16 --min-elements 0 -o q");
+    std::fs::remove_file(dir.path("q/qtool.json")).unwrap();
+    let config = String::from_utf8(dir.read("q/config.json")).unwrap();
+    for (depth, exit) in [(126, 0), (127, 4)] {
+        let nested = format!("\"quant_method\": \"compressed-tensors\", \"x\": {}", nested(depth));
+        dir.write("q/config.json", config.replace("\"quant_method\": \"compressed-tensors\"", &nested));
+        dir.run(["dequantize", "q", "-o", &format!("back-{depth}")]).expect(exit);
+    }
 }

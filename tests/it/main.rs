@@ -3,6 +3,7 @@
 mod budget;
 mod calibrated;
 mod ci_examples;
+mod collisions;
 mod combinations;
 mod compressed_tensors;
 mod containment;

@@ -15,7 +15,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A file is malformed or of an unsupported kind.
-    #[error("{}: {}", show_path(file), escape(message))]
+    #[error("{}: {}", show_path(file), show_line(message))]
     Malformed {
         /// The file that was read.
         file: PathBuf,
@@ -23,7 +23,7 @@ pub enum Error {
         message: String,
     },
     /// One tensor of a file is malformed or cannot be quantized.
-    #[error("{}: tensor {}: {}", show_path(file), show_name(tensor), escape(message))]
+    #[error("{}: tensor {}: {}", show_path(file), show_name(tensor), show_line(message))]
     Tensor {
         /// The file that holds the tensor.
         file: PathBuf,
@@ -51,10 +51,10 @@ pub enum Error {
         first_index: u64,
     },
     /// Wrong usage: options that contradict each other, a pattern that matches nothing, an output in the way.
-    #[error("{}", escape(.0))]
+    #[error("{}", show_line(.0))]
     Usage(String),
     /// A check or a gate did not pass.
-    #[error("{}", escape(.0))]
+    #[error("{}", show_line(.0))]
     Check(String),
     /// Gates of a run do not hold, so that nothing was written.
     #[error("{}: {}", show_path(model), gates::summary(rows))]
@@ -83,7 +83,7 @@ pub enum Error {
         found: &'static str,
     },
     /// A limit that protects against hostile or mistaken input was exceeded.
-    #[error("{}: {}: expected at most {limit}, found {found}", show_path(file), escape(what))]
+    #[error("{}: {}: expected at most {limit}, found {found}", show_path(file), show_line(what))]
     Limit {
         /// The file concerned.
         file: PathBuf,
@@ -148,30 +148,45 @@ impl Error {
 /// Longest name that is shown in full, in characters.
 const SHOWN_CHARS: usize = 160;
 
+/// Longest sentence that is shown in full, in characters: it has several names.
+const LINE_CHARS: usize = 1000;
+
 /// `name` in double quotes, fit for a terminal: control, bidirectional and other invisible characters escaped,
 /// the middle of an overlong name left out.
 pub fn show_name(name: &str) -> impl fmt::Display {
-    Shown { text: name.to_owned(), quoted: true }
+    Shown { text: name.to_owned(), quoted: true, most: SHOWN_CHARS }
 }
 
 /// `path` fit for a terminal, as [`show_name`] but without quotes.
 pub fn show_path(path: &Path) -> impl fmt::Display {
-    Shown { text: path.to_string_lossy().into_owned(), quoted: false }
+    Shown { text: path.to_string_lossy().into_owned(), quoted: false, most: SHOWN_CHARS }
 }
 
 /// `text`, such as a name, as [`show_name`] but without quotes.
 pub fn show_text(text: &str) -> impl fmt::Display {
-    Shown { text: text.to_owned(), quoted: false }
+    Shown { text: text.to_owned(), quoted: false, most: SHOWN_CHARS }
+}
+
+/// A sentence with names in it, such as a reason or a message, as [`show_text`] but longer.
+pub fn show_line(sentence: &str) -> impl fmt::Display {
+    Shown { text: sentence.to_owned(), quoted: false, most: LINE_CHARS }
 }
 
 /// `text` fit for a terminal: what would drive it, start another line or hide is escaped.
 pub fn escape(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() || is_invisible(c) { c.escape_unicode().collect::<Vec<_>>() } else { vec![c] }).collect()
+    text.chars().flat_map(|c| if is_unfit(c) { c.escape_unicode().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
+/// As [`escape`], but for the ends of lines.
+pub fn escape_lines(text: &str) -> String {
+    text.split('\n').map(escape).collect::<Vec<_>>().join("\n")
 }
 
 struct Shown {
     text: String,
     quoted: bool,
+    /// Most characters that are shown in full.
+    most: usize,
 }
 
 impl fmt::Display for Shown {
@@ -183,7 +198,7 @@ impl fmt::Display for Shown {
         let chars = self.text.chars().count();
         let mut skipping = false;
         for (i, c) in self.text.chars().enumerate() {
-            if chars > SHOWN_CHARS && (SHOWN_CHARS / 2..chars - SHOWN_CHARS / 4).contains(&i) {
+            if chars > self.most && (self.most / 2..chars - self.most / 4).contains(&i) {
                 if !skipping {
                     write!(f, "…({chars} characters)…")?;
                     skipping = true;
@@ -192,7 +207,7 @@ impl fmt::Display for Shown {
             }
             match c {
                 '"' if self.quoted => f.write_str("\\\"")?,
-                c if c.is_control() || is_invisible(c) => write!(f, "{}", c.escape_unicode())?,
+                c if is_unfit(c) => write!(f, "{}", c.escape_unicode())?,
                 c => f.write_char(c)?,
             }
         }
@@ -203,10 +218,17 @@ impl fmt::Display for Shown {
     }
 }
 
-/// Characters that change how the text around them is laid out, or that cannot be seen: Unicode's bidirectional
-/// controls, zero-width characters and line separators.
-fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{061c}' | '\u{fff9}'..='\u{fffb}')
+/// Characters that a terminal must not be given: those that drive it or begin a line, those that change how the text around them
+/// is laid out, and those that cannot be seen. The latter are Unicode's
+/// [`Default_Ignorable_Code_Point`](https://www.unicode.org/reports/tr44/#Default_Ignorable_Code_Point), which has the bidirectional
+/// controls, and the separators of lines and marks of annotations.
+pub(crate) fn is_unfit(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
+            | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]

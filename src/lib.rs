@@ -89,6 +89,8 @@ pub mod stream;
 pub mod target;
 pub mod tensor;
 pub mod verify;
+#[doc(hidden)]
+pub mod visible;
 
 pub use error::{Error, Result};
 pub use observers::custom::Observers;

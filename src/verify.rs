@@ -66,7 +66,7 @@ impl Verification {
 /// [`Error::Io`] if there is no sidecar or it cannot be read, [`Error::Malformed`] if it is not a sidecar. What is wrong
 /// with the files is no error but a finding.
 pub fn verify(output: &Path, read: &ReadOptions, progress: &dyn Progress) -> Result<Verification> {
-    let sidecar = document::find(output)?;
+    let sidecar = document::find(output, read)?;
     let (document, is_unchanged) = Document::read_checked(&sidecar)?;
     let dir = staging::parent(&sidecar);
     progress.begin(document.output.files.iter().map(|record| record.bytes).fold(0, u64::saturating_add));
@@ -77,7 +77,9 @@ pub fn verify(output: &Path, read: &ReadOptions, progress: &dyn Progress) -> Res
         findings.push("sidecar", format!("{}: {message}", show(&sidecar)));
     }
     for record in &document.output.files {
-        match check_file(dir, record, progress) {
+        // The file that was asked for may lie anywhere.
+        let is_given = output != sidecar && output.file_name().is_some_and(|name| name == record.name.as_str());
+        match check_file(dir, record, &ReadOptions { follow_symlinks: read.follow_symlinks || is_given, ..*read }, progress) {
             Ok(()) => intact.push(record.name.clone()),
             Err(finding) => findings.push(&record.name, finding),
         }
@@ -118,7 +120,7 @@ fn open_members(output: &Path, dir: &Path, document: &Document, read: &ReadOptio
     }
 }
 
-fn check_file(dir: &Path, record: &FileRecord, progress: &dyn Progress) -> Result<(), String> {
+fn check_file(dir: &Path, record: &FileRecord, read: &ReadOptions, progress: &dyn Progress) -> Result<(), String> {
     let name = show_name(&record.name);
     if !is_contained(&record.name) {
         return Err(format!("{name}: expected a name within the sidecar's directory, found one that leads elsewhere"));
@@ -126,7 +128,7 @@ fn check_file(dir: &Path, record: &FileRecord, progress: &dyn Progress) -> Resul
     let Some(expected) = &record.blake3 else {
         return Err(format!("{name}: expected a BLAKE3 hash in the sidecar, found none"));
     };
-    let file = MappedFile::open(&dir.join(&record.name)).map_err(|error| match error {
+    let file = formats::contained(dir, &record.name, read).and_then(|path| MappedFile::open(&path)).map_err(|error| match error {
         Error::Io { source, .. } => format!("{name}: expected the file beside the sidecar, found {source}"),
         other => other.to_string(),
     })?;

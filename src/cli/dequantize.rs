@@ -45,5 +45,5 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     let written = qtool::dequantize::dequantize(&arguments.quantized, &destination, &arguments.read.options(), threads, &bar);
     bar.finish();
     let written = written?;
-    if arguments.quiet { Ok(()) } else { print::result(&format!("wrote {}\n", qtool::error::show_path(&written))) }
+    if arguments.quiet { Ok(()) } else { print::text(&format!("wrote {}\n", qtool::error::show_path(&written))) }
 }

@@ -21,6 +21,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use print::Failed;
 use qtool::simd::InstructionSet;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 /// Turns the float weights of a neural network into int8 (and smaller) files.
 #[derive(Parser)]
@@ -57,9 +58,8 @@ fn long_version() -> &'static str {
     let paths: Vec<&str> = InstructionSet::ALL.iter().map(|path| path.name()).collect();
     let features = if cfg!(feature = "ort") { "ort" } else { "none" };
     let version = env!("CARGO_PKG_VERSION");
-    let text = format!("{version}\ninstruction paths: {}; in use: {}\nfeatures: {features}", paths.join(", "), chosen.name());
-    // Lives as long as the program, once.
-    Box::leak(text.into_boxed_str())
+    static TEXT: OnceLock<String> = OnceLock::new();
+    TEXT.get_or_init(|| format!("{version}\ninstruction paths: {}; in use: {}\nfeatures: {features}", paths.join(", "), chosen.name()))
 }
 
 /// The command line with the exit codes on every page.

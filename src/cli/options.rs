@@ -92,7 +92,7 @@ impl Output {
         match (self.json, self.quiet) {
             (true, _) => print::json(value),
             (false, true) => Ok(()),
-            (false, false) => print::result(&text()),
+            (false, false) => print::text(&text()),
         }
     }
 }

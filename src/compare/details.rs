@@ -30,7 +30,7 @@ pub struct Details {
 pub fn details(float: &Path, quantized: &Path, tensors: &[&str], read: &ReadOptions, threads: usize) -> Result<Details> {
     let model = formats::open(float, read)?;
     // Others' files may have the name of a sidecar.
-    let document = document::find(quantized).and_then(|sidecar| Document::read(&sidecar)).ok();
+    let document = document::find(quantized, read).and_then(|sidecar| Document::read(&sidecar)).ok();
     let recipe = document.map(|document| document.recipe.to_text(quantized.with_extension("toml").as_path())).transpose()?;
     if model.onnx().is_some() {
         let bytes_after = formats::open(quantized, read)?.bytes();

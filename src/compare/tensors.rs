@@ -122,7 +122,12 @@ impl Other {
         if QuantizedModel::is_of_others(path) {
             return QuantizedModel::open(path, read).map(|model| Other::Quantized(Box::new(model)));
         }
-        let sidecar = document::find(path).and_then(|sidecar| Document::read(&sidecar));
+        let sidecar = match document::find(path, read) {
+            Ok(sidecar) => Document::read(&sidecar),
+            // One that must not be followed: without it codes would be taken for values.
+            Err(error) if error.exit_code() == 1 => return Err(error),
+            Err(error) => Err(error),
+        };
         match sidecar {
             Ok(_) => QuantizedModel::open(path, read).map(|model| Other::Quantized(Box::new(model))),
             Err(error) if path.extension().is_some_and(|extension| extension == "json") => Err(error),

@@ -129,15 +129,32 @@ fn check_bare_name(index: &Path, shard: &str) -> Result<()> {
     }
 }
 
-/// `dir/name`, if following links does not lead out of `dir`.
-fn contained(dir: &Path, name: &str, options: &ReadOptions) -> Result<PathBuf> {
+/// `dir/name`, if following links does not lead out of `dir`, or may.
+pub(crate) fn contained(dir: &Path, name: impl AsRef<Path>, options: &ReadOptions) -> Result<PathBuf> {
+    let leads_out = |error: Error| error.with_hint("pass --follow-symlinks if you trust where it leads");
+    if options.follow_symlinks {
+        Ok(dir.join(name))
+    } else {
+        within(dir, name).map_err(|(error, out)| if out { leads_out(error) } else { error })
+    }
+}
+
+/// `dir/name`, if following links does not lead out of `dir`: for what is only read beside a model.
+pub(crate) fn beside(dir: &Path, name: impl AsRef<Path>) -> Result<PathBuf> {
+    within(dir, name)
+        .map_err(|(error, out)| if out { error.with_hint("put the file itself there if you trust where it leads") } else { error })
+}
+
+/// As [`beside`]; the error comes with whether a link leads out.
+fn within(dir: &Path, name: impl AsRef<Path>) -> Result<PathBuf, (Error, bool)> {
     let path = dir.join(name);
-    let real = path.canonicalize().map_err(|e| Error::io(&path, "open", e))?;
-    if options.follow_symlinks || is_inside(dir, &real)? {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    let real = path.canonicalize().map_err(|e| (Error::io(&path, "open", e), false))?;
+    if is_inside(dir, &real).map_err(|error| (error, false))? {
         return Ok(path);
     }
-    let found = format!("symbolic link: expected a target within the model's directory, found {}", crate::error::show_path(&real));
-    Err(Error::malformed(&path, found).with_hint("pass --follow-symlinks if you trust where it leads"))
+    let found = format!("symbolic link: expected a target within the directory, found {}", crate::error::show_path(&real));
+    Err((Error::malformed(&path, found), true))
 }
 
 pub(super) fn is_inside(dir: &Path, real: &Path) -> Result<bool> {
@@ -178,6 +195,11 @@ pub(crate) struct Companions {
     pub left: Vec<PathBuf>,
 }
 
+/// Whether a directory is an output of this program.
+fn is_output(dir: &Path) -> bool {
+    beside(dir, DIRECTORY_SIDECAR).is_ok_and(|sidecar| Document::recognizes(&sidecar))
+}
+
 fn companions(dir: &Path, weights: &[&str]) -> Result<Companions> {
     let (mut found, mut carried) = (Companions::default(), Vec::new());
     let mut pending = vec![PathBuf::new()];
@@ -202,9 +224,7 @@ fn companions(dir: &Path, weights: &[&str]) -> Result<Companions> {
                 Ok(metadata) if metadata.is_file() && is_inside && !is_other_weights => {
                     carried.push((path, Identity::of(&metadata)));
                 }
-                Ok(metadata) if metadata.is_dir() && !full.is_symlink() && !Document::recognizes(&full.join(DIRECTORY_SIDECAR)) => {
-                    pending.push(path)
-                }
+                Ok(metadata) if metadata.is_dir() && !full.is_symlink() && !is_output(&full) => pending.push(path),
                 _ => found.left.push(path),
             }
         }

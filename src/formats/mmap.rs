@@ -37,13 +37,17 @@ impl MappedFile {
     /// [`Error::Io`] if it cannot be opened, [`Error::Malformed`] if it is not a regular file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let io = |e: std::io::Error| Error::io(path, "open", e);
+        let check = |metadata: &Metadata| match metadata.is_file() {
+            true => Ok(()),
+            false => Err(Error::malformed(path, format!("kind: expected a regular file, found {}", kind_name(metadata.file_type())))),
+        };
+        // Before it is opened, as that alone can do something to a device or to who waits at a FIFO.
+        check(&std::fs::metadata(path).map_err(io)?)?;
         // Not blocking, so that a FIFO without a writer cannot stall the run.
         let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
         let file = File::options().read(true).custom_flags(flags).open(path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
-        if !metadata.is_file() {
-            return Err(Error::malformed(path, format!("kind: expected a regular file, found {}", kind_name(metadata.file_type()))));
-        }
+        check(&metadata)?;
         #[expect(unsafe_code, reason = "mapping a file is unsafe by its nature")]
         // SAFETY: the mapping is read-only and private to this value. Its bytes are only ever read as integers or
         // floats, which any bit pattern is valid for; if another process writes to the file meanwhile, values may be

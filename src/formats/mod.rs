@@ -15,7 +15,7 @@ use crate::model::Model;
 use mmap::MappedFile;
 use std::path::Path;
 
-pub(crate) use directory::Companions;
+pub(crate) use directory::{Companions, beside, contained};
 pub(crate) use json::{parse_object, shorten};
 
 /// Bounds on what a file may ask of the reader, and how far it may lead it.

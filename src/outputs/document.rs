@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result, show_path};
 use crate::formats::mmap::MappedFile;
+use crate::formats::{ReadOptions, contained};
 use crate::method::Method;
 use crate::quant::metrics::Metrics;
 use crate::quant::saturation::Saturation;
@@ -374,8 +375,8 @@ pub const DIRECTORY_SIDECAR: &str = "qtool.json";
 ///
 /// # Errors
 ///
-/// [`Error::Io`] if there is none.
-pub fn find(output: &Path) -> Result<std::path::PathBuf> {
+/// [`Error::Io`] if there is none; [`Error::Malformed`] if it is a link that leads out of its directory, as `options` do not allow.
+pub fn find(output: &Path, options: &ReadOptions) -> Result<std::path::PathBuf> {
     let candidate = if output.is_dir() {
         output.join(DIRECTORY_SIDECAR)
     } else if output.extension().is_some_and(|extension| extension == "json") {
@@ -386,7 +387,11 @@ pub fn find(output: &Path) -> Result<std::path::PathBuf> {
         if of_directory.is_file() && !of_file.is_file() { of_directory } else { of_file }
     };
     match candidate.symlink_metadata() {
-        Ok(_) => Ok(candidate),
+        Ok(_) if candidate == output => Ok(candidate),
+        // Its name was not asked for but found.
+        Ok(_) => {
+            contained(super::staging::parent(&candidate), Path::new(candidate.file_name().unwrap_or_default()), options).map(|_| candidate)
+        }
         Err(e) => {
             Err(Error::io(&candidate, "open", e).with_hint(format!("{} is known as a qtool output by its sidecar", show_path(output))))
         }

@@ -41,7 +41,7 @@ pub(crate) struct QuantizedTensor {
 
 /// The sidecar of ours that lists the files of `model` as its output, of codes and not of floats.
 pub(crate) fn sidecar_of_codes(model: &Model) -> Option<PathBuf> {
-    let sidecar = document::find(model.path()).ok()?;
+    let sidecar = document::find(model.path(), &ReadOptions::default()).ok()?;
     let document = Document::read(&sidecar).ok()?;
     let is_listed = |file: &SourceFile| {
         let bytes = file.bytes().len() as u64;
@@ -55,7 +55,7 @@ impl QuantizedModel {
     /// Whether it can be told of a path without a sidecar that it holds a quantized model: a directory whose `config.json` says that
     /// it is in the form of compressed-tensors, whoever wrote it.
     pub(crate) fn is_of_others(path: &Path) -> bool {
-        path.is_dir() && document::find(path).is_err() && read::is_form_of_others(path)
+        path.is_dir() && path.join(document::DIRECTORY_SIDECAR).symlink_metadata().is_err() && read::is_form_of_others(path)
     }
 
     /// Opens an output given as its sidecar, its file of weights or its directory; or a directory that others wrote in the form of
@@ -70,9 +70,9 @@ impl QuantizedModel {
             let document = read::describe(&model)?;
             (output.to_owned(), model, document)
         } else {
-            let sidecar = document::find(output)?;
+            let sidecar = document::find(output, options)?;
             let document = Document::read(&sidecar)?;
-            let model = formats::open(&weights_of(output, &sidecar, &document)?, options)?;
+            let model = formats::open(&weights_of(output, &sidecar, &document, options)?, options)?;
             (sidecar, model, document)
         };
         let (model, document) = if read::is_form_of(&document) { read::as_plain(model, document)? } else { (model, document) };
@@ -197,7 +197,7 @@ pub(crate) struct DequantizeScratch {
 }
 
 /// The file or directory of weights that belongs to a sidecar.
-fn weights_of(output: &Path, sidecar: &Path, document: &Document) -> Result<PathBuf> {
+fn weights_of(output: &Path, sidecar: &Path, document: &Document, options: &ReadOptions) -> Result<PathBuf> {
     let dir = super::staging::parent(sidecar);
     if sidecar.file_name().is_some_and(|name| name == document::DIRECTORY_SIDECAR) {
         return Ok(if output.is_dir() { output.to_owned() } else { dir.to_owned() });
@@ -206,7 +206,7 @@ fn weights_of(output: &Path, sidecar: &Path, document: &Document) -> Result<Path
         return Ok(output.to_owned());
     }
     match document.output.files.as_slice() {
-        [weights] if is_contained(&weights.name) => Ok(dir.join(&weights.name)),
+        [weights] if is_contained(&weights.name) => formats::contained(dir, &weights.name, options),
         _ => Err(Error::malformed(
             sidecar,
             "sidecar: expected one file of weights beside it, found another number or a path that leads elsewhere",

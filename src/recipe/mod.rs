@@ -154,10 +154,10 @@ impl Recipe {
     /// [`Error::Usage`] if TOML has no form for a value of it.
     pub fn to_text(&self, path: &Path) -> Result<String> {
         if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
-            let text = serde_json::to_string_pretty(self).expect("a recipe has string keys only");
+            let text = crate::visible::to_json(self).expect("a recipe has string keys only");
             return Ok(text + "\n");
         }
-        toml::to_string(self).map_err(|e| Error::Usage(format!("{}: recipe: {e}", show_path(path))))
+        crate::visible::to_toml(self).map_err(|e| Error::Usage(format!("{}: recipe: {e}", show_path(path))))
     }
 
     /// The settings for a tensor, which `matches` says whether a rule is about.

@@ -9,6 +9,8 @@ use crate::outputs::document::FORMAT;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use toml::Spanned;
 
@@ -17,11 +19,18 @@ const LARGEST_FILE: u64 = 256 << 20;
 
 /// The recipe in the file at `path`. `is_complete` says that no observers will be added to it, so that all it names must exist.
 pub(super) fn read(path: &Path, is_complete: bool) -> Result<Recipe> {
-    let size = std::fs::metadata(path).map_err(|e| Error::io(path, "read", e))?.len();
-    if size > LARGEST_FILE {
-        return Err(Error::Limit { file: path.to_owned(), what: "recipe: bytes".into(), limit: LARGEST_FILE, found: size });
+    let io = |e| Error::io(path, "read", e);
+    let file = File::open(path).map_err(io)?;
+    // Of a pipe the size is not known before its end.
+    let size = file.metadata().map_err(io)?.len();
+    let mut text = Vec::new();
+    if size <= LARGEST_FILE {
+        file.take(LARGEST_FILE + 1).read_to_end(&mut text).map_err(io)?;
     }
-    let text = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
+    let found = size.max(text.len() as u64);
+    if found > LARGEST_FILE {
+        return Err(Error::Limit { file: path.to_owned(), what: "recipe: bytes".into(), limit: LARGEST_FILE, found });
+    }
     let text = String::from_utf8(text).map_err(|e| {
         let place = e.utf8_error().valid_up_to();
         Source { path, text: &String::from_utf8_lossy(&e.as_bytes()[..place]) }.error(place, "expected UTF-8, found another encoding")

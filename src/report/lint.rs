@@ -1,7 +1,7 @@
 //! Verdicts of `lint` as text: by rule, what is wrong, where and what to do.
 
 use super::terminal::table;
-use crate::error::{escape, show_name};
+use crate::error::{show_line, show_name, show_text};
 use crate::lint::{LintReport, NodeVerdict, Verdict};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -30,7 +30,7 @@ pub fn lint(report: &LintReport, all: bool) -> String {
             let _ = writeln!(text, "{kind}{rule}: {} of {} nodes: {fix}", nodes.len(), report.nodes.len());
             let shown = if all { nodes.len() } else { NAMED };
             for (node, found) in nodes.iter().take(shown) {
-                let _ = writeln!(text, "  {} ({}): {}", show_name(&node.node), escape(&node.op), escape(found));
+                let _ = writeln!(text, "  {} ({}): {}", show_name(&node.node), show_text(&node.op), show_line(found));
             }
             if nodes.len() > shown {
                 let _ = writeln!(text, "  and {} more", nodes.len() - shown);
@@ -46,7 +46,8 @@ pub fn lint(report: &LintReport, all: bool) -> String {
 fn row(node: &NodeVerdict) -> Vec<String> {
     let rules: Vec<&str> = node.findings.iter().map(|finding| finding.rule).collect();
     let kernel = node.kernel.clone().unwrap_or_default();
-    vec![show_name(&node.node).to_string(), escape(&node.op), verdict(node.verdict).into(), escape(&kernel), rules.join(", ")]
+    let (op, kernel) = (show_text(&node.op).to_string(), show_text(&kernel).to_string());
+    vec![show_name(&node.node).to_string(), op, verdict(node.verdict).into(), kernel, rules.join(", ")]
 }
 
 /// A verdict in one word.

@@ -3,7 +3,7 @@
 use super::saturation::SaturationReport;
 use super::{QuantizeReport, TensorOutcome, TensorReport, counted};
 use crate::compare::{Comparison, Difference, LayerDifference, OutputComparison};
-use crate::error::{escape, show_name, show_path};
+use crate::error::{show_line, show_name, show_path, show_text};
 use crate::gates::{self, GateRow, Kind};
 use crate::inspect::{Inspection, QUANTIZE, ValueSummary};
 use crate::pipeline::calibrate::CalibrationReport;
@@ -71,12 +71,12 @@ pub fn plan(report: &QuantizeReport, buffer_bytes: u64) -> String {
                 let mode = mode.map(|mode| format!(" {mode}")).unwrap_or_default();
                 (format!("{dtype} {granularity}{mode}"), observer.clone())
             }
-            TensorOutcome::Keep { reason } => ("unchanged".into(), escape(reason)),
+            TensorOutcome::Keep { reason } => ("unchanged".into(), show_line(reason).to_string()),
         };
         rows.push(vec![show_name(&tensor.name).to_string(), tensor.source_dtype.clone(), shape(&tensor.shape), becomes, why]);
     }
     let mut text = table(&rows, &[]) + "\n";
-    report.notes.iter().for_each(|note| text += &format!("note: {}\n", escape(note)));
+    report.notes.iter().for_each(|note| text += &format!("note: {}\n", show_line(note)));
     let _ = writeln!(text, "would write {} and {}", show_path(&report.output), show_path(&report.sidecar));
     let _ = writeln!(
         text,
@@ -100,7 +100,7 @@ pub fn recipe_check(path: &Path, rules: usize, matches: Option<&[RuleMatch]>) ->
     let mut text = format!("{}: a recipe with {}\n", show_path(path), counted(rules, "rule"));
     for (number, rule) in matches.unwrap_or_default().iter().enumerate() {
         let weights = if rule.weights == rule.tensors { String::new() } else { format!(", {} of them weights", rule.weights) };
-        let _ = writeln!(text, "rule {}: {}: {}{weights}", number + 1, escape(&rule.criteria), counted(rule.tensors, "tensor"));
+        let _ = writeln!(text, "rule {}: {}: {}{weights}", number + 1, show_line(&rule.criteria), counted(rule.tensors, "tensor"));
     }
     text
 }
@@ -145,7 +145,7 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
         text += &findings(found);
     }
     text += &report.saturation.as_ref().map(SaturationReport::text).unwrap_or_default();
-    report.notes.iter().for_each(|note| text += &format!("note: {}\n", escape(note)));
+    report.notes.iter().for_each(|note| text += &format!("note: {}\n", show_line(note)));
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for tensor in &report.tensors {
         if let TensorOutcome::Keep { reason } = &tensor.outcome {
@@ -156,7 +156,7 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
     }
     for (reason, names) in reasons {
         let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
-        let _ = writeln!(text, "kept {} ({}): {}{more}", names.len(), escape(reason), show_name(names[0]));
+        let _ = writeln!(text, "kept {} ({}): {}{more}", names.len(), show_line(reason), show_name(names[0]));
     }
     if let [first, more @ ..] = report.left_behind.as_slice() {
         let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
@@ -231,7 +231,7 @@ pub fn inspection(found: &Inspection) -> String {
             Some(values) => (number(values.min), number(values.max), sparkline(values)),
             None => Default::default(),
         };
-        let plan = if tensor.plan == QUANTIZE { "yes".to_owned() } else { format!("no: {}", tensor.plan) };
+        let plan = if tensor.plan == QUANTIZE { "yes".to_owned() } else { format!("no: {}", show_line(&tensor.plan)) };
         rows.push(vec![show_name(&tensor.name).to_string(), tensor.dtype.to_owned(), shape(&tensor.shape), min, max, values, plan]);
     }
     let (tensors, files) = (counted(found.tensors.len(), "tensor"), counted(found.files, "file"));
@@ -322,7 +322,7 @@ pub fn output_comparison(found: &OutputComparison, judged: &[GateRow]) -> String
         let row = |layer: &LayerDifference| {
             let note = if fails(judged, Kind::Layer, &layer.name) { "FAILS" } else { "" };
             let (all, alone) = (shown_sqnr(&layer.difference), shown_sqnr(&layer.local));
-            vec![show_name(&layer.name).to_string(), layer.op.clone(), all, alone, note.to_owned()]
+            vec![show_name(&layer.name).to_string(), show_text(&layer.op).to_string(), all, alone, note.to_owned()]
         };
         rows.extend(layers.iter().map(row));
         let _ = write!(text, "\n{}", table(&rows, &[2, 3]));
@@ -343,7 +343,7 @@ pub fn ranking(found: &Ranking) -> String {
         let LayerSensitivity { tensor, op, multiply_adds, sqnr_db, weight_sqnr_db, activation_sqnr_db } = layer;
         let activations = activation_sqnr_db.map_or(String::new(), db);
         let share = format!("{:.2} %", 100.0 * multiply_adds);
-        vec![show_name(tensor).to_string(), op.clone(), share, db(*sqnr_db), db(*weight_sqnr_db), activations]
+        vec![show_name(tensor).to_string(), show_text(op).to_string(), share, db(*sqnr_db), db(*weight_sqnr_db), activations]
     };
     rows.extend(found.layers.iter().map(row));
     format!(
@@ -361,7 +361,7 @@ pub fn verification(found: &Verification) -> String {
         let _ = writeln!(text, "intact  {}", show_name(name));
     }
     for finding in &found.findings {
-        let _ = writeln!(text, "BROKEN  {}", escape(finding));
+        let _ = writeln!(text, "BROKEN  {}", show_line(finding));
     }
     let verdict = if found.findings.is_empty() { "whole" } else { "not whole" };
     let _ = writeln!(text, "{}: {verdict}", show_path(&found.sidecar));

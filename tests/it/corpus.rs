@@ -7,7 +7,7 @@
 #[path = "../../fixtures/corpus/unpack.rs"]
 mod unpack;
 
-use crate::support::measure::alone;
+use crate::support::measure::{alone, is_sanitized};
 use crate::support::{Run, Workdir};
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -86,7 +86,7 @@ impl Case {
 }
 
 fn run(dir: &Workdir, arguments: &[OsString]) -> Run {
-    dir.run_after(MEMORY, arguments)
+    dir.run_after(if is_sanitized() { "true" } else { MEMORY }, arguments)
 }
 
 /// What is wrong with a run that was to end with `exit`; nothing if it did as it should.

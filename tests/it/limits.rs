@@ -112,7 +112,7 @@ fn members_of_archives_are_bounded() {
 }
 
 /// An archive of stored members.
-fn stored(members: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn stored(members: &[(&str, &[u8])]) -> Vec<u8> {
     let (mut out, mut directory) = (Vec::new(), Vec::new());
     for (name, content) in members {
         let mut crc = flate2::Crc::new();
@@ -158,4 +158,61 @@ fn bounds_that_are_none_are_wrong_usage() {
     }
     // Later ones win.
     dir.ok("inspect m.safetensors --limit rank=1 --limit rank=5");
+}
+
+/// Documents have sizes of their own, which nothing raises: at the edge they are read, a byte more is refused.
+#[test]
+fn documents_are_bounded() {
+    let dir = directory();
+    dir.write("c/model.safetensors", dir.read("m.safetensors"));
+    dir.ok("quantize m.safetensors --min-elements 0 -o q.safetensors");
+    let sidecar = String::from_utf8(dir.read("q.json")).unwrap();
+    let ranges = r#"{"x": [-1, 2], "r": [0, 3]}"#;
+    for (name, start, edge, command) in [
+        ("r.json", "{}", 256 << 20, "recipe check r.json"),
+        ("r.toml", "# empty\n", 256 << 20, "recipe check r.toml"),
+        ("q.json", &sidecar, 256 << 20, "verify q.safetensors"),
+        ("t.json", ranges, 256 << 20, "quantize m.onnx --ranges t.json --min-elements 0 --dry-run"),
+        ("c/config.json", "{}", 16 << 20, "quantize c --scheme w8a16 --dry-run"),
+    ] {
+        let mut content = start.as_bytes().to_vec();
+        content.resize(edge, b' ');
+        dir.write(name, &content);
+        // A sidecar with more behind it is not as it was written, but read.
+        dir.run(command.split(' ')).expect(if name == "q.json" { 3 } else { 0 });
+        content.push(b' ');
+        dir.write(name, &content);
+        let run = dir.fails(command, 6);
+        assert!(run.stderr.contains(&format!("expected at most {edge}, found {}", edge + 1)), "{run}");
+        std::fs::remove_file(dir.path(name)).unwrap();
+    }
+}
+
+#[test]
+fn json_nests_no_deeper_than_it_may() {
+    let dir = directory();
+    dir.write("c/model.safetensors", dir.read("m.safetensors"));
+    let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    // Within the document and what it says of quantization, which is looked into.
+    let config = |depth: usize| format!(r#"{{"quantization_config": {{"quant_method": "other", "x": {}}}}}"#, nested(depth));
+    for depth in [125, 126, 127, 128, 100_000] {
+        // Too deep to be read is not the same as not there.
+        dir.write("c/config.json", config(depth));
+        let run = dir.fails("quantize c --scheme w8a16 --dry-run", 1);
+        assert!(run.stderr.contains("the model is quantized already"), "{run}");
+        dir.write("t.json", format!(r#"{{"x": {}}}"#, nested(depth)));
+        dir.fails("quantize m.onnx --ranges t.json --dry-run", 1);
+        dir.write("r.json", format!(r#"{{"activations": {}}}"#, nested(depth)));
+        dir.fails("recipe check r.json", 2);
+    }
+    // Without a sidecar the configuration tells the form, if it can be read.
+    dir.write("c/config.json", "{}");
+    dir.ok("quantize c --scheme w8a16 --min-elements 0 -o q");
+    std::fs::remove_file(dir.path("q/qtool.json")).unwrap();
+    let config = String::from_utf8(dir.read("q/config.json")).unwrap();
+    for (depth, exit) in [(126, 0), (127, 4)] {
+        let nested = format!("\"quant_method\": \"compressed-tensors\", \"x\": {}", nested(depth));
+        dir.write("q/config.json", config.replace("\"quant_method\": \"compressed-tensors\"", &nested));
+        dir.run(["dequantize", "q", "-o", &format!("back-{depth}")]).expect(exit);
+    }
 }

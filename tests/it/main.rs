@@ -3,8 +3,10 @@
 mod budget;
 mod calibrated;
 mod ci_examples;
+mod collisions;
 mod combinations;
 mod compressed_tensors;
+mod containment;
 mod corpus;
 mod custom_observers;
 mod destination;
@@ -22,6 +24,7 @@ mod interruption;
 mod inventory;
 mod library;
 mod limits;
+mod names;
 mod onnx_compare;
 mod onnx_qat;
 mod onnx_quantize;

@@ -20,7 +20,7 @@ fn text(dir: &Workdir, name: &str) -> String {
 
 /// Every element that begins ends, in order; attributes are quoted; nothing is loaded from elsewhere.
 #[track_caller]
-fn expect_well_formed(html: &str) {
+pub(crate) fn expect_well_formed(html: &str) {
     assert!(html.starts_with("<!doctype html>") && html.ends_with("</body></html>"), "{}", &html[..100]);
     assert!(!html.chars().any(|c| c.is_control() && c != '\n'), "control characters");
     let (mut open, mut rest) = (Vec::new(), html);

@@ -26,6 +26,9 @@ const TEMPORARY: &str = ".qtool-";
 /// Longer than any run of the tests takes; a program that hangs is killed then.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// As many times longer it takes with AddressSanitizer.
+const SANITIZED: u32 = 10;
+
 /// A temporary directory in which the program is run.
 pub(crate) struct Workdir(tempfile::TempDir);
 
@@ -190,11 +193,12 @@ pub(crate) fn wait(mut child: Child, started: Instant, what: String) -> Run {
     }
     let stdout = child.stdout.take().map(collect);
     let stderr = child.stderr.take().map(collect);
+    let patience = if measure::is_sanitized() { PATIENCE * SANITIZED } else { PATIENCE };
     let mut pause = Duration::from_micros(200);
     let (status, usage) = loop {
         match measure::try_wait(&child) {
             Some(done) => break done,
-            None if started.elapsed() > PATIENCE => {
+            None if started.elapsed() > patience => {
                 let _ = child.kill();
                 std::thread::sleep(pause);
             }

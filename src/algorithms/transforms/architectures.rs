@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::formats::mmap::MappedFile;
-use crate::formats::parse_object;
+use crate::formats::{beside, parse_object};
 use crate::model::Model;
 use std::collections::HashMap;
 
@@ -91,7 +91,7 @@ fn place(model: &Model, index: &HashMap<&str, usize>, block: &str, fold: &Fold) 
 }
 
 fn model_type(model: &Model) -> Option<String> {
-    let file = MappedFile::open(&model.path().join("config.json")).ok()?;
+    let file = MappedFile::open(&beside(model.path(), "config.json").ok()?).ok()?;
     let members = parse_object(std::str::from_utf8(file.bytes()).ok()?).ok()?;
     let (_, value) = members.into_iter().find(|(key, _)| key == "model_type")?;
     serde_json::from_str(value.get()).ok()

@@ -49,7 +49,11 @@ fn list(dir: &Path, found: &mut Vec<PathBuf>, skipped: &mut Vec<PathBuf>) -> Res
     for name in &names {
         let path = dir.join(name);
         let is_sample = match path.is_dir() {
-            true => pb::is_test_data(&path)?,
+            true => {
+                // Nothing of a directory beyond a link is looked at.
+                check_inside(dir, &path)?;
+                pb::is_test_data(&path)?
+            }
             false => format_by_extension(&path).is_some(),
         };
         if is_sample {

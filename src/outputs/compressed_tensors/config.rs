@@ -49,7 +49,7 @@ impl Config {
     ///
     /// [`Error::Io`] if there is none; [`Error::Limit`]; [`Error::Malformed`] if it is not one JSON object.
     pub(super) fn read_any(dir: &Path) -> Result<Self> {
-        let path = dir.join(NAME);
+        let path = crate::formats::beside(dir, NAME)?;
         let file = MappedFile::open(&path)?;
         let found = file.bytes().len() as u64;
         if found > MAX_BYTES {
@@ -64,7 +64,8 @@ impl Config {
 
     /// Whether it says how the model is quantized.
     pub(super) fn is_quantized(&self) -> bool {
-        !matches!(self.get(KEY), None | Some(Value::Null))
+        // Something there that cannot be read, as it nests too deep, is not nothing.
+        self.members.iter().any(|(name, text)| name == KEY && text != "null")
     }
 
     /// Whether it says that the model is in this form.

@@ -12,7 +12,7 @@ pub use compare::{comparison, output_comparison};
 pub use inspect::inspection;
 pub use quantize::quantization;
 
-use crate::error::{Error, Result, escape, show_path, show_text};
+use crate::error::{Error, Result, escape_lines, show_path, show_text};
 use crate::outputs::staging::{self, Durability};
 use crate::quant::metrics::Metrics;
 use crate::report::distribution::Distribution;
@@ -262,11 +262,6 @@ fn number(value: f64) -> String {
         }
         _ => format!("{value:.3e}"),
     }
-}
-
-/// As [`escape`], but for the ends of lines.
-fn escape_lines(text: &str) -> String {
-    text.split('\n').map(escape).collect::<Vec<_>>().join("\n")
 }
 
 /// The section of histograms; `lead` says which tensors or values they are of.

@@ -1,5 +1,7 @@
 //! ONNX models made on the spot: just enough of the protocol buffer to say nodes, constants and values.
 
+use std::collections::BTreeSet;
+
 /// Element types.
 pub(crate) const FLOAT: u64 = 1;
 pub(crate) const UINT8: u64 = 2;
@@ -12,12 +14,16 @@ pub(crate) struct Constant {
     pub kind: u64,
     pub dims: Vec<u64>,
     pub bytes: Vec<u8>,
+    /// The file that its values are in, instead of `bytes`.
+    pub location: Option<String>,
 }
 
 /// A node; attributes are integers.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub op: &'static str,
+    /// Empty for ONNX's own operators.
+    pub domain: String,
     pub name: String,
     pub inputs: Vec<String>,
     pub output: String,
@@ -40,23 +46,27 @@ pub(crate) struct Graph {
 impl Constant {
     pub(crate) fn floats(name: &str, dims: &[u64], values: &[f32]) -> Self {
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        Constant { name: name.into(), kind: FLOAT, dims: dims.into(), bytes }
+        Constant { name: name.into(), kind: FLOAT, dims: dims.into(), bytes, location: None }
     }
 
     pub(crate) fn codes(name: &str, kind: u64, dims: &[u64], values: &[i16]) -> Self {
-        Constant { name: name.into(), kind, dims: dims.into(), bytes: values.iter().map(|value| *value as u8).collect() }
+        Constant { name: name.into(), kind, dims: dims.into(), bytes: values.iter().map(|value| *value as u8).collect(), location: None }
     }
 
     fn encode(&self) -> Vec<u8> {
         let dims: Vec<u8> = self.dims.iter().flat_map(|dim| number(1, *dim)).collect();
-        [dims, number(2, self.kind), bytes(8, self.name.as_bytes()), bytes(9, &self.bytes)].concat()
+        let values = match &self.location {
+            None => bytes(9, &self.bytes),
+            Some(location) => [bytes(13, &[bytes(1, b"location"), bytes(2, location.as_bytes())].concat()), number(14, 1)].concat(),
+        };
+        [dims, number(2, self.kind), bytes(8, self.name.as_bytes()), values].concat()
     }
 }
 
 impl Node {
     pub(crate) fn new(op: &'static str, inputs: &[&str], output: &str, attributes: &[(&'static str, i64)]) -> Self {
         let inputs = inputs.iter().map(|input| (*input).to_owned()).collect();
-        Node { op, name: format!("{output}_node"), inputs, output: output.into(), attributes: attributes.into() }
+        Node { op, domain: String::new(), name: format!("{output}_node"), inputs, output: output.into(), attributes: attributes.into() }
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -66,7 +76,9 @@ impl Node {
             bytes(5, &[bytes(1, name.as_bytes()), value, number(20, 2)].concat())
         };
         let attributes = self.attributes.iter().flat_map(attribute).collect();
-        [inputs, bytes(2, self.output.as_bytes()), bytes(3, self.name.as_bytes()), bytes(4, self.op.as_bytes()), attributes].concat()
+        let domain = if self.domain.is_empty() { vec![] } else { bytes(7, self.domain.as_bytes()) };
+        let output = bytes(2, self.output.as_bytes());
+        [inputs, output, bytes(3, self.name.as_bytes()), bytes(4, self.op.as_bytes()), attributes, domain].concat()
     }
 }
 
@@ -78,7 +90,9 @@ impl Graph {
         let inputs = self.inputs.iter().flat_map(|value| bytes(11, &encode_value(value)));
         let outputs = self.outputs.iter().flat_map(|value| bytes(12, &encode_value(value)));
         let graph: Vec<u8> = nodes.chain(bytes(2, b"g")).chain(constants).chain(inputs).chain(outputs).collect();
-        [number(1, 8), bytes(7, &graph), bytes(8, &number(2, opset))].concat()
+        let domains: BTreeSet<&String> = self.nodes.iter().map(|node| &node.domain).filter(|domain| !domain.is_empty()).collect();
+        let imports = domains.into_iter().flat_map(|domain| bytes(8, &[bytes(1, domain.as_bytes()), number(2, 1)].concat()));
+        [number(1, 8), bytes(7, &graph), bytes(8, &number(2, opset)), imports.collect()].concat()
     }
 
     /// The constant of this name, to change it.
@@ -109,10 +123,10 @@ fn varint(mut value: u64) -> Vec<u8> {
     out
 }
 
-fn number(field: u64, value: u64) -> Vec<u8> {
+pub(crate) fn number(field: u64, value: u64) -> Vec<u8> {
     [varint(field << 3), varint(value)].concat()
 }
 
-fn bytes(field: u64, content: &[u8]) -> Vec<u8> {
+pub(crate) fn bytes(field: u64, content: &[u8]) -> Vec<u8> {
     [varint(field << 3 | 2), varint(content.len() as u64), content.to_vec()].concat()
 }

@@ -256,6 +256,96 @@ fn a_directory_that_takes_the_name_meanwhile_stays() {
     scene.dir.expect_no_temporaries();
 }
 
+/// Memory can end anywhere: before `main`, while arguments are read, in the loops, or while somebody prints what went wrong.
+#[test]
+fn memory_that_ends_is_an_error_wherever_it_does() {
+    let scene = Scene::new(FILE);
+    let (mut began, mut refused) = (false, 0);
+    for limit in (20 << 10..40 << 10).step_by(256) {
+        let mut command = scene.dir.command("sh");
+        command.args(["-c", &format!("ulimit -v {limit} && exec \"$0\" \"$@\""), QTOOL]).args(scene.command.split(' '));
+        let run = finish(command.env("RUST_BACKTRACE", "1"));
+        let (found, debris) = scene.state();
+        match run.status.code() {
+            // The loader needs some, too, and is killed or exits with 127 without it.
+            None if !began && run.status.signal() == Some(11) => continue,
+            Some(127) if !began && run.stderr.contains("shared librar") => continue,
+            Some(0) => assert_eq!(scene.judge(&found), Found::New, "{limit}: {run}"),
+            Some(4 | 6) => {
+                refused += 1;
+                assert!(run.stderr.contains("qtool: error: "), "{limit}: {run}");
+                assert_eq!(scene.judge(&found), Found::Old, "{limit}: {run}");
+            }
+            _ => panic!("{limit}: {run}"),
+        }
+        began = true;
+        assert!(debris.is_empty(), "{limit}: {debris:?}");
+        if run.status.success() {
+            scene.reset();
+        }
+    }
+    assert!(began && refused > 0, "{refused} runs were refused");
+}
+
+/// A change at a time that is sure to be in the middle: before values are read, or while the output waits for the disk.
+#[test]
+fn an_input_that_changes_before_the_end_is_noticed() {
+    let [file, directory] = [FILE, DIRECTORY].map(Scene::new);
+    if !can_trace(&file.dir) {
+        return;
+    }
+    let original = file.dir.read("model.safetensors");
+    let with_nans = [&original[..original.len() - 1000], &[0xff; 1000]].concat();
+    let half = original[..original.len() / 2].to_vec();
+    let changes: [(&Scene, &str, &str, Vec<u8>, &str); 6] = [
+        (&file, "fallocate", "model.safetensors", with_nans, "modified"),
+        (&file, "fallocate", "model.safetensors", half.clone(), "truncated"),
+        (&file, "fsync", "model.safetensors", half, "truncated"),
+        (&file, "fsync", "model.safetensors", [&original[..], b"x"].concat(), "grown"),
+        (&directory, "fallocate", "m/sub/tokenizer.json", b"[]".into(), "modified"),
+        (&directory, "fsync", "m/sub/tokenizer.json", b"{} ".into(), "grown"),
+    ];
+    for (scene, call, name, content, what) in changes {
+        let (path, before) = (scene.dir.path(name), scene.dir.read(name));
+        std::thread::scope(|scope| {
+            let changing = scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(700));
+                // Not through an empty file, which would be a truncation.
+                let file = fs::File::options().write(true).open(&path).unwrap();
+                file.write_all_at(&content, 0).unwrap();
+                file.set_len(content.len() as u64).unwrap();
+            });
+            let run = scene.run_with(call, "delay_enter=1500000:when=1").expect(5);
+            assert!(run.stderr.contains(what), "{name} at {call}: {run}");
+            run.expect_one_error();
+            changing.join().unwrap();
+        });
+        fs::write(&path, &before).unwrap();
+        assert_eq!(scene.judge(&scene.state().0), Found::Old, "{name} at {call}");
+        scene.dir.expect_no_temporaries();
+    }
+}
+
+/// Names are exchanged to replace a file: never with a directory, which would then be removed.
+#[test]
+fn a_directory_that_takes_the_name_meanwhile_stays() {
+    let scene = Scene::new(FILE);
+    if !can_trace(&scene.dir) {
+        return;
+    }
+    std::thread::scope(|scope| {
+        let taking = scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(700));
+            fs::remove_file(scene.dir.path("q.safetensors")).unwrap();
+            scene.dir.write("q.safetensors/notes", "precious");
+        });
+        scene.run_with("fsync", "delay_enter=1500000:when=1").expect(4).expect_one_error();
+        taking.join().unwrap();
+    });
+    assert_eq!(scene.dir.read("q.safetensors/notes"), b"precious");
+    scene.dir.expect_no_temporaries();
+}
+
 #[test]
 fn tight_limits_end_in_documented_errors_and_leave_nothing() {
     let scene = Scene::new(DIRECTORY);

@@ -44,10 +44,10 @@ def signals(workers, findings, wanted):
             if run.code == -kind:
                 landed[kind] += 1
                 findings.count("signals that landed")
-                if run.seconds > GONE:
-                    problem = f"gone after {run.seconds:.2f} s only"
             elif run.code != 0:
                 problem = f"wrong status: {run}"
+            if run.seconds > GONE:
+                problem = f"gone after {run.seconds:.2f} s only: {run}"
             findings.count(f"ended {state}")
             if debris:
                 problem = f"left {debris}: {run}"
@@ -56,7 +56,7 @@ def signals(workers, findings, wanted):
                 problem = f"{state}: {run}"
             findings.check(problem, f"{form.name}: {signal.Signals(kind).name}, attempt {seed}")
 
-        workers.each(form, [(kind, seed) for seed in range(3 * wanted) for kind in kinds], trial)
+        workers.each(form, [(kind, seed) for seed in range(6 * wanted) for kind in kinds], trial)
 
 
 def resize(path, change):
@@ -155,7 +155,7 @@ def wait_until_mapped(child, path):
 
 def two_writers(workers, findings, rounds):
     """Several runs write the same output at once; in the end one whole set is there."""
-    forms = [form for form in workers.forms if form.name in ("file, replaced", "directory, replaced", "ONNX, external, replaced")]
+    forms = [form for form in workers.forms if form.name.startswith(("file, replaced", "directory, replaced", "ONNX, external, replaced"))]
     kinds = [[], ["--granularity", "per-tensor"], ["--observer", "mse"]]
     for form in forms:
         command = [word for word in form.command if word != "--force"]

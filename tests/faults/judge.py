@@ -34,6 +34,9 @@ def snapshot(root):
     """Path below `root` → content, for all files; directories map to `None`."""
     found = {}
     for path in sorted(root.rglob("*")):
+        # FUSE keeps what is removed while it is open.
+        if path.name.startswith(".fuse_hidden"):
+            continue
         name = str(path.relative_to(root))
         found[name] = None if path.is_dir() and not path.is_symlink() else path.read_bytes()
     return found
@@ -71,7 +74,12 @@ class Scene:
             raise SystemExit(f"{self.form.name}: the harness expected exit {code}, found {run}")
 
     def reset(self):
-        shutil.rmtree(self.dir, ignore_errors=True)
+        for _ in range(100):
+            shutil.rmtree(self.dir, ignore_errors=True)
+            if not self.dir.exists():
+                break
+            # What a killed run had open can go only once the system has closed it.
+            time.sleep(0.01)
         shutil.copytree(self.before, self.dir)
 
     def close(self):

@@ -5,6 +5,7 @@ import signal
 import time
 
 import trace
+from interruptions import shortest
 
 
 def at_every_call(workers, findings):
@@ -65,20 +66,14 @@ def at_random_times(workers, findings, wanted):
     """Kills the program after a random part of the time that it takes, until `wanted` kills have landed."""
     per_form = -(-wanted // len(workers.large_forms))
     for form in workers.large_forms:
-        with workers.scene(form) as scene:
-            times = []
-            for _ in range(5):
-                scene.reset()
-                times.append(scene.run().seconds)
-        typical = sorted(times)[2]
-        landed = []
+        seconds, landed = shortest(workers, form), []
 
         def trial(scene, seed):
             if len(landed) >= per_form:
                 return
             scene.reset()
             child = scene.start()
-            time.sleep(random.Random(f"{form.name} {seed}").uniform(0, 1.1 * typical))
+            time.sleep(random.Random(f"{form.name} {seed}").uniform(0, 1.1 * seconds))
             child.kill()
             child.communicate()
             if child.returncode == -signal.SIGKILL:

@@ -123,7 +123,7 @@ fn killed_at_a_call_it_leaves_the_old_output_or_the_new_one() {
             return;
         }
         let mut landed = 0;
-        for call in ["fallocate", "pwrite64", "fsync", "linkat", "renameat2", "mkdir", "unlink", "unlinkat"] {
+        for call in ["fallocate", "pwrite64", "fsync", "linkat", "renameat2", "mkdir", "mkdirat", "unlink", "unlinkat"] {
             for n in 1..=3 {
                 let run = scene.run_with(call, &format!("signal=KILL:when={n}"));
                 if run.status.signal() != Some(9) {
@@ -160,6 +160,7 @@ fn a_call_that_fails_leaves_the_old_output_and_nothing_else() {
             ("renameat2", "ENOSPC"),
             ("renameat", "ENOSPC"),
             ("mkdir", "EDQUOT"),
+            ("mkdirat", "EDQUOT"),
         ] {
             for when in ["1", "2", "3", "4", "5", "1+", "2+", "3+"] {
                 let run = scene.run_with(call, &format!("error={error}:when={when}"));
@@ -241,7 +242,7 @@ fn a_signal_while_names_change_leaves_one_side_and_no_temporaries() {
         (FILE_SYSTEMS[0], FILE, vec![failed_sync, at("renameat2", 4)], Found::Old),
         (FILE_SYSTEMS[1], FILE, vec![at("renameat", 1)], Found::New),
         (FILE_SYSTEMS[1], FILE, vec![at("linkat", 2)], Found::New),
-        (FILE_SYSTEMS[0], DIRECTORY, vec![at("mkdir", 1)], Found::Old),
+        (FILE_SYSTEMS[0], DIRECTORY, vec![at("mkdirat", 1)], Found::Old),
         (FILE_SYSTEMS[0], DIRECTORY, vec![at("renameat2", 1)], Found::New),
     ];
     for (missing, form, faults, expected) in cases {

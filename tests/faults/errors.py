@@ -86,7 +86,8 @@ def within_limits(workers, findings):
         for name, values in started.items():
             # What the loader can do with less it can do with more: then it was the program.
             late = [value for value in values[False] if values[True] and value > min(values[True])]
-            findings.check(late and f"died as if not started: {late}", f"{form.name}: RLIMIT_{name}")
+            if late:
+                findings.check(f"died as if not started: {late}", f"{form.name}: RLIMIT_{name}")
 
 
 def as_another(scene, user):

@@ -56,7 +56,7 @@ def signals(workers, findings, wanted):
                 problem = f"{state}: {run}"
             findings.check(problem, f"{form.name}: {signal.Signals(kind).name}, attempt {seed}")
 
-        workers.each(form, [(kind, seed) for seed in range(6 * wanted) for kind in kinds], trial)
+        workers.each(form, [(kind, seed) for seed in range(20 * wanted) for kind in kinds], trial)
 
 
 def resize(path, change):

@@ -68,13 +68,13 @@ fn command() -> clap::Command {
 }
 
 pub(crate) fn main() -> ExitCode {
+    memory::handle_panics();
     let parsed = command().try_get_matches().and_then(|matches| Arguments::from_arg_matches(&matches));
     let arguments = match parsed {
         Ok(arguments) => arguments,
         Err(error) => return print::clap_error(&error),
     };
     signals::install();
-    memory::handle_aborts();
     // A panic is a bug; it must not look like one of the documented outcomes of a check or a write.
     let done = std::panic::catch_unwind(|| run(arguments));
     signals::yield_to();

@@ -100,7 +100,8 @@ pub(crate) fn check_written(file: &File, path: &Path, layout: &FileLayout) -> Re
     match reread() {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::malformed(path, "output: expected to read back what was written, found something else")),
-        Err(e @ Error::Io { .. }) => Err(e),
+        // The name that the user knows it by, rather than the one it has while it is open.
+        Err(Error::Io { action, source, .. }) => Err(Error::io(path, action, source)),
         Err(e) => Err(Error::malformed(path, format!("output: expected to read back what was written, found {e}"))),
     }
 }

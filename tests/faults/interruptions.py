@@ -13,21 +13,21 @@ import judge
 GONE = 1.0
 
 
-def typical(workers, form):
-    """How long a run takes, and how long until it has mapped its input."""
+def shortest(workers, form):
+    """How long a run takes at least: what comes at a random part of it meets most runs, on a busy machine too."""
     with workers.scene(form) as scene:
         times = []
         for _ in range(5):
             scene.reset()
             times.append(scene.run().seconds)
-        return sorted(times)[2]
+        return min(times)
 
 
 def signals(workers, findings, wanted):
     """INT, TERM and HUP at random times, until `wanted` of each kind have met every form."""
     kinds = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     for form in workers.large_forms:
-        seconds, landed = typical(workers, form), dict.fromkeys(kinds, 0)
+        seconds, landed = shortest(workers, form), dict.fromkeys(kinds, 0)
 
         def trial(scene, what):
             kind, seed = what
@@ -44,10 +44,10 @@ def signals(workers, findings, wanted):
             if run.code == -kind:
                 landed[kind] += 1
                 findings.count("signals that landed")
-                if run.seconds > GONE:
-                    problem = f"gone after {run.seconds:.2f} s only"
             elif run.code != 0:
                 problem = f"wrong status: {run}"
+            if run.seconds > GONE:
+                problem = f"gone after {run.seconds:.2f} s only: {run}"
             findings.count(f"ended {state}")
             if debris:
                 problem = f"left {debris}: {run}"
@@ -56,7 +56,7 @@ def signals(workers, findings, wanted):
                 problem = f"{state}: {run}"
             findings.check(problem, f"{form.name}: {signal.Signals(kind).name}, attempt {seed}")
 
-        workers.each(form, [(kind, seed) for seed in range(3 * wanted) for kind in kinds], trial)
+        workers.each(form, [(kind, seed) for seed in range(20 * wanted) for kind in kinds], trial)
 
 
 def resize(path, change):
@@ -97,7 +97,7 @@ def changing_inputs(workers, findings, wanted):
     forms = [form for form in workers.large_forms if form.name in ("file", "directory", "compressed-tensors", "ONNX", "ONNX, external", "dequantize")]
     per_form = -(-wanted // len(forms))
     for form in forms:
-        seconds, landed = typical(workers, form), []
+        seconds, landed = shortest(workers, form), []
         names = {"dequantize": ["q.safetensors"], "ONNX": ["m.onnx"], "ONNX, external": ["m.onnx", "values.bin"], "file": ["model.safetensors"]}
         inputs = names.get(form.name, ["m/model-00001-of-00002.safetensors", "m/model-00002-of-00002.safetensors", "m/extra/tokenizer.json"])
 
@@ -155,7 +155,7 @@ def wait_until_mapped(child, path):
 
 def two_writers(workers, findings, rounds):
     """Several runs write the same output at once; in the end one whole set is there."""
-    forms = [form for form in workers.forms if form.name in ("file, replaced", "directory, replaced", "ONNX, external, replaced")]
+    forms = [form for form in workers.forms if form.name.startswith(("file, replaced", "directory, replaced", "ONNX, external, replaced"))]
     kinds = [[], ["--granularity", "per-tensor"], ["--observer", "mse"]]
     for form in forms:
         command = [word for word in form.command if word != "--force"]

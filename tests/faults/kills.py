@@ -1,10 +1,11 @@
-"""SIGKILL at every system call that writes, one at a time, and at random times."""
+"""SIGKILL, INT, TERM and HUP at every system call that writes, one at a time, and SIGKILL at random times."""
 
 import random
 import signal
 import time
 
 import trace
+from interruptions import shortest
 
 
 def at_every_call(workers, findings):
@@ -30,24 +31,49 @@ def at_every_call(workers, findings):
         workers.each(form, points, trial)
 
 
+#: Microseconds that a call takes longer when a signal comes with it, so that the program can act on it meanwhile.
+LONGER = 50_000
+
+
+def signals_at_every_call(workers, findings):
+    """INT, TERM and HUP at every call of `trace.CALLS`, while its thread is held up: the run ends by the signal, in a state of one side."""
+    kinds = ["INT", "TERM", "HUP"]
+    for form in workers.forms:
+        with workers.scene(form) as scene:
+            points = trace.points(scene, workers.calls)
+
+        def trial(scene, what):
+            kind, (call, n, line) = what
+            scene.reset()
+            run, landed = trace.injected(scene, call, f"signal={kind}:delay_exit={LONGER}:when={n}")
+            state, debris = scene.state()
+            problem = None
+            if run.code == -getattr(signal, f"SIG{kind}"):
+                findings.count("signals that landed")
+            elif run.code != 0 or state != "new":
+                problem = f"wrong status: {run}"
+            findings.count(f"ended {state}")
+            if debris:
+                problem = f"left {debris}: {run}"
+            if state not in ("old", "new") and not (form.extras and scene.of_one_side()):
+                problem = f"{state}: {run}"
+            findings.check(problem, f"{form.name}: {kind} at {call} {n}: {line}")
+
+        workers.each(form, [(kinds[i % 3], point) for i, point in enumerate(points)], trial)
+
+
 def at_random_times(workers, findings, wanted):
     """Kills the program after a random part of the time that it takes, until `wanted` kills have landed."""
     per_form = -(-wanted // len(workers.large_forms))
     for form in workers.large_forms:
-        with workers.scene(form) as scene:
-            times = []
-            for _ in range(5):
-                scene.reset()
-                times.append(scene.run().seconds)
-        typical = sorted(times)[2]
-        landed = []
+        seconds, landed = shortest(workers, form), []
 
         def trial(scene, seed):
             if len(landed) >= per_form:
                 return
             scene.reset()
             child = scene.start()
-            time.sleep(random.Random(f"{form.name} {seed}").uniform(0, 1.1 * typical))
+            time.sleep(random.Random(f"{form.name} {seed}").uniform(0, 1.1 * seconds))
             child.kill()
             child.communicate()
             if child.returncode == -signal.SIGKILL:

@@ -88,11 +88,12 @@ class Form:
 
     `command` writes the output of which `old` wrote an earlier version, if there is one; `output` is what `qtool verify` is given,
     `None` for outputs without a sidecar. `again` is how a run is repeated over what may be there. `extras` are files that are written
-    once the output is complete.
+    once the output is complete; `without` is what the file system cannot do, of `without.ABILITIES`.
     """
 
-    def __init__(self, name, make, command, old=None, output=None, again="--force", in_place=False, extras=()):
+    def __init__(self, name, make, command, old=None, output=None, again="--force", in_place=False, extras=(), without=()):
         self.name, self.make, self.output, self.in_place, self.extras = name, make, output, in_place, extras
+        self.without = without
         self.command, self.old = command.split(), old and old.split()
         self.again = self.command + ([again] if again and again not in self.command else [])
 
@@ -133,7 +134,7 @@ def onnx_model(seed=3, count=2, width=40, external=False):
 
 
 def forms(count=2, shape=(32, 48), width=40):
-    """Every form of output, new and over an old one; larger models give longer runs."""
+    """Every form of output, new and over an old one, and some on file systems that can do less; larger models give longer runs."""
     one, many = file_model(1, count, shape), directory_model(2, count, shape)
     graph, external = onnx_model(3, count, width), onnx_model(4, count, width, external=True)
     file = "quantize model.safetensors -o q.safetensors"
@@ -155,4 +156,10 @@ def forms(count=2, shape=(32, 48), width=40):
         Form("ONNX, in place", graph, "quantize m.onnx --in-place", None, "m.onnx", None, True),
         Form("dequantize", one, "dequantize q.safetensors -o f.safetensors --force", "quantize model.safetensors -o q.safetensors"),
         Form("report and recipe", one, file + " --force --report r.html --emit-recipe r.toml", file + " --weights uint8", "q.safetensors", extras=("r.html", "r.toml")),
+        Form("file, unnamed files missing", one, file, None, "q.safetensors", without=["unnamed"]),
+        Form("file, replaced, unnamed files missing", one, file + " --force", file + " --weights uint8", "q.safetensors", without=["unnamed"]),
+        Form("file, replaced, exchange missing", one, file + " --force", file + " --weights uint8", "q.safetensors", without=["exchange"]),
+        Form("directory, unnamed files and allocation missing", many, folder, None, "q", without=["unnamed", "allocation"]),
+        Form("ONNX, external, replaced, unnamed files and exchange missing", external, as_onnx + " --force", as_onnx + " --mode weight-only --weights int4", "q.onnx", without=["unnamed", "exchange"]),
+        Form("file, replaced, as on FAT", one, file + " --force", file + " --weights uint8", "q.safetensors", without=["unnamed", "exchange", "links", "allocation"]),
     ]

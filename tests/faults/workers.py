@@ -7,6 +7,7 @@ import time
 
 import judge
 import models
+import without
 
 
 class Workers:
@@ -15,7 +16,9 @@ class Workers:
     def __init__(self, qtool, verifier, count, base, seed, only=None):
         self.qtool, self.verifier, self.count, self.base, self.seed = qtool, verifier, count, base, seed
         self.deadline = None
-        fits = lambda form: not only or any(form.name == name for name in only)
+        #: Why forms on file systems that can do less are left out, if they are.
+        self.lacking = without.missing()
+        fits = lambda form: form.name in only if only else not (form.without and self.lacking)
         self.forms = [form for form in models.forms() if fits(form)]
         self.large_forms = [form for form in models.forms(count=4, shape=(512, 384), width=448) if fits(form)]
         self.settings = ["--quiet", "--threads", "1"]

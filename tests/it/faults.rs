@@ -3,6 +3,7 @@
 //!
 //! strace makes the faults; where it cannot be used, these tests say so and are skipped.
 
+use crate::support::refuse::{Missing, refuse};
 use crate::support::{FIXTURE, QTOOL, Run, Workdir, finish, names};
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,6 +20,8 @@ struct Scene {
     output: &'static str,
     old: State,
     new: State,
+    /// What the file system cannot do.
+    missing: &'static [Missing],
 }
 
 #[derive(Debug, PartialEq)]
@@ -34,13 +37,21 @@ enum Found {
 const FILE: (&str, &str) = ("quantize model.safetensors -o q.safetensors --force --quiet --threads 1", "q.safetensors");
 const DIRECTORY: (&str, &str) = ("quantize m -o q --force --quiet --threads 1", "q");
 
+/// File systems such as ext4, NFS, and one in between.
+const FILE_SYSTEMS: [&[Missing]; 3] = [&[], &[Missing::UnnamedFiles, Missing::Exchange], &[Missing::Exchange]];
+const FAT: &[Missing] = &[Missing::UnnamedFiles, Missing::Exchange, Missing::Links];
+
 impl Scene {
-    fn new((command, output): (&'static str, &'static str)) -> Self {
+    fn new(form: (&'static str, &'static str)) -> Self {
+        Self::on(&[], form)
+    }
+
+    fn on(missing: &'static [Missing], (command, output): (&'static str, &'static str)) -> Self {
         let dir = Workdir::new();
         dir.write("model.safetensors", fs::read(FIXTURE).unwrap());
         dir.write("m/model.safetensors", fs::read(FIXTURE).unwrap());
         dir.write("m/sub/tokenizer.json", "{}");
-        let mut scene = Scene { dir, command, output, old: State::new(), new: State::new() };
+        let mut scene = Scene { dir, command, output, old: State::new(), new: State::new(), missing };
         scene.new = scene.after(&[]);
         scene.old = scene.after(&["--weights", "uint8"]);
         assert!(scene.new != scene.old);
@@ -80,9 +91,17 @@ impl Scene {
 
     /// A run with `fault`, such as `signal=KILL:when=2`, at `call`.
     fn run_with(&self, call: &str, fault: &str) -> Run {
+        self.run_with_faults(&[(call, fault)])
+    }
+
+    fn run_with_faults(&self, faults: &[(&str, &str)]) -> Run {
         let mut command = self.dir.command("strace");
-        command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &format!("inject={call}:{fault}"), QTOOL]);
-        finish(command.args(self.command.split(' ')))
+        let calls: Vec<_> = faults.iter().map(|(call, _)| *call).collect();
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={}", calls.join(","))]);
+        for (call, fault) in faults {
+            command.args(["-e", &format!("inject={call}:{fault}")]);
+        }
+        finish(refuse(command.arg(QTOOL).args(self.command.split(' ')), self.missing))
     }
 }
 
@@ -98,13 +117,13 @@ fn can_trace(dir: &Workdir) -> bool {
 
 #[test]
 fn killed_at_a_call_it_leaves_the_old_output_or_the_new_one() {
-    for form in [FILE, DIRECTORY] {
-        let scene = Scene::new(form);
+    for (missing, form) in [(FILE_SYSTEMS[0], FILE), (FILE_SYSTEMS[0], DIRECTORY), (FILE_SYSTEMS[1], FILE)] {
+        let scene = Scene::on(missing, form);
         if !can_trace(&scene.dir) {
             return;
         }
         let mut landed = 0;
-        for call in ["fallocate", "pwrite64", "fsync", "linkat", "renameat2", "mkdir", "unlink", "unlinkat"] {
+        for call in ["fallocate", "pwrite64", "fsync", "linkat", "renameat2", "mkdir", "mkdirat", "unlink", "unlinkat"] {
             for n in 1..=3 {
                 let run = scene.run_with(call, &format!("signal=KILL:when={n}"));
                 if run.status.signal() != Some(9) {
@@ -127,8 +146,8 @@ fn killed_at_a_call_it_leaves_the_old_output_or_the_new_one() {
 
 #[test]
 fn a_call_that_fails_leaves_the_old_output_and_nothing_else() {
-    for form in [FILE, DIRECTORY] {
-        let scene = Scene::new(form);
+    for (missing, form) in FILE_SYSTEMS.map(|missing| (missing, FILE)).into_iter().chain([(FILE_SYSTEMS[0], DIRECTORY)]) {
+        let scene = Scene::on(missing, form);
         if !can_trace(&scene.dir) {
             return;
         }
@@ -139,7 +158,9 @@ fn a_call_that_fails_leaves_the_old_output_and_nothing_else() {
             ("fsync", "EIO"),
             ("linkat", "EIO"),
             ("renameat2", "ENOSPC"),
+            ("renameat", "ENOSPC"),
             ("mkdir", "EDQUOT"),
+            ("mkdirat", "EDQUOT"),
         ] {
             for when in ["1", "2", "3", "4", "5", "1+", "2+", "3+"] {
                 let run = scene.run_with(call, &format!("error={error}:when={when}"));
@@ -177,24 +198,94 @@ fn a_writer_in_place_would_be_caught() {
     assert_eq!(scene.judge(&state), Found::Torn);
 }
 
-/// File systems without files that have no name, and those that cannot exchange names.
+/// What has no second name cannot be put back, but what is new stays: there was nothing left of the first member.
 #[test]
-fn file_systems_that_can_less_are_written_to_as_safely() {
-    let scene = Scene::new(FILE);
+fn without_a_way_back_an_error_between_two_names_leaves_files_that_verify_refuses() {
+    let scene = Scene::on(FAT, FILE);
     if !can_trace(&scene.dir) {
         return;
     }
-    scene.run_with("renameat2", "error=EINVAL:when=1+").expect(0);
-    assert_eq!(scene.judge(&scene.state().0), Found::New);
+    let run = scene.run_with("renameat", "error=EIO:when=2").expect(4);
+    run.expect_one_error();
+    assert!(run.stderr.contains("q.safetensors is new"), "{run}");
+    assert_eq!(scene.judge(&scene.state().0), Found::Mixed);
     scene.dir.expect_no_temporaries();
+    scene.dir.fails("verify q.safetensors", 3);
     scene.reset();
-    // Neither exchange nor, for the second member, any other name: the first gets its old content back.
-    let mut command = scene.dir.command("strace");
-    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=renameat2,renameat", "-e", "inject=renameat2:error=EINVAL:when=1+"]);
-    command.args(["-e", "inject=renameat:error=EIO:when=2", QTOOL]);
-    finish(command.args(scene.command.split(' '))).expect(4);
+    scene.run_with("renameat", "error=EIO:when=3").expect(0);
+    assert_eq!(scene.judge(&scene.state().0), Found::New);
+}
+
+/// Without an exchange a directory would have no name for a moment, and a kill then would leave it to the next run to remove.
+#[test]
+fn a_directory_whose_name_cannot_be_exchanged_stays() {
+    let scene = Scene::on(&[Missing::Exchange], DIRECTORY);
+    let run = finish(refuse(scene.dir.command(QTOOL).args(DIRECTORY.0.split(' ')), scene.missing)).expect(4);
+    run.expect_one_error();
+    assert!(run.stderr.contains("hint: this file system cannot exchange the names of two directories"), "{run}");
     assert_eq!(scene.judge(&scene.state().0), Found::Old);
     scene.dir.expect_no_temporaries();
+}
+
+/// The thread that changes names is held up, so that the one that ends the program comes first if it does not wait.
+#[test]
+fn a_signal_while_names_change_leaves_one_side_and_no_temporaries() {
+    const SIGNAL: &str = "signal=TERM:delay_exit=200000";
+    let at = |call, n| (call, format!("{SIGNAL}:when={n}"));
+    // Names of a set, one after the other; those that go back as the directory cannot be synced; and a directory that is just made.
+    let failed_sync = ("fsync", "error=EIO:when=3".to_owned());
+    let cases = [
+        (FILE_SYSTEMS[0], FILE, vec![at("renameat2", 1)], Found::New),
+        (FILE_SYSTEMS[0], FILE, vec![at("renameat2", 2)], Found::New),
+        (FILE_SYSTEMS[0], FILE, vec![at("linkat", 2)], Found::New),
+        (FILE_SYSTEMS[0], FILE, vec![failed_sync.clone(), at("renameat2", 3)], Found::Old),
+        (FILE_SYSTEMS[0], FILE, vec![failed_sync, at("renameat2", 4)], Found::Old),
+        (FILE_SYSTEMS[1], FILE, vec![at("renameat", 1)], Found::New),
+        (FILE_SYSTEMS[1], FILE, vec![at("linkat", 2)], Found::New),
+        (FILE_SYSTEMS[0], DIRECTORY, vec![at("mkdirat", 1)], Found::Old),
+        (FILE_SYSTEMS[0], DIRECTORY, vec![at("renameat2", 1)], Found::New),
+    ];
+    for (missing, form, faults, expected) in cases {
+        let scene = Scene::on(missing, form);
+        if !can_trace(&scene.dir) {
+            return;
+        }
+        let run = scene.run_with_faults(&faults.iter().map(|(call, fault)| (*call, fault.as_str())).collect::<Vec<_>>());
+        assert_eq!(run.status.signal(), Some(15), "{faults:?}: {run}");
+        assert_eq!(scene.judge(&scene.state().0), expected, "{faults:?}: {run}");
+        scene.dir.expect_no_temporaries();
+    }
+}
+
+/// Memory can end anywhere: before `main`, while arguments are read, in the loops, or while somebody prints what went wrong.
+#[test]
+fn memory_that_ends_is_an_error_wherever_it_does() {
+    let scene = Scene::new(FILE);
+    let (mut began, mut refused) = (false, 0);
+    for limit in (20 << 10..40 << 10).step_by(256) {
+        let mut command = scene.dir.command("sh");
+        command.args(["-c", &format!("ulimit -v {limit} && exec \"$0\" \"$@\""), QTOOL]).args(scene.command.split(' '));
+        let run = finish(command.env("RUST_BACKTRACE", "1"));
+        let (found, debris) = scene.state();
+        match run.status.code() {
+            // The loader needs some, too, and is killed or exits with 127 without it.
+            None if !began && run.status.signal() == Some(11) => continue,
+            Some(127) if !began && run.stderr.contains("shared librar") => continue,
+            Some(0) => assert_eq!(scene.judge(&found), Found::New, "{limit}: {run}"),
+            Some(4 | 6) => {
+                refused += 1;
+                assert!(run.stderr.contains("qtool: error: "), "{limit}: {run}");
+                assert_eq!(scene.judge(&found), Found::Old, "{limit}: {run}");
+            }
+            _ => panic!("{limit}: {run}"),
+        }
+        began = true;
+        assert!(debris.is_empty(), "{limit}: {debris:?}");
+        if run.status.success() {
+            scene.reset();
+        }
+    }
+    assert!(began && refused > 0, "{refused} runs were refused");
 }
 
 /// A change at a time that is sure to be in the middle: before values are read, or while the output waits for the disk.

@@ -15,6 +15,7 @@ mod directory;
 mod documents;
 mod engine;
 mod fake_quant;
+#[cfg(target_os = "linux")]
 mod faults;
 mod gates;
 mod golden;

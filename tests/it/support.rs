@@ -3,6 +3,8 @@
 pub(crate) mod measure;
 pub(crate) mod model;
 pub(crate) mod onnx;
+#[cfg(target_os = "linux")]
+pub(crate) mod refuse;
 
 use measure::Usage;
 use serde_json::Value;

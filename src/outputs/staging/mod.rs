@@ -24,7 +24,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::MutexGuard;
-use temporaries::{Temporary, remove_debris, settle};
+use temporaries::{Replaced, Temporary, remove_debris, settle};
 
 /// How carefully outputs are made to last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +108,7 @@ impl StagedFile {
         let identity = identity(&file.metadata().map_err(|e| Error::io(&path, "publish", e))?);
         let link = |to: &Path| link_open(&file, to);
         let old = match temporary {
-            None if !replace => link(&path).map(|()| None),
+            None if !replace => link(&path).map(|()| Replaced::Nothing),
             None => Temporary::create_settled(parent(&path), |name| link(name).map(|()| None))
                 .and_then(|temporary| temporary.publish(&path, replace)),
             Some(temporary) => temporary.publish(&path, replace),
@@ -128,19 +128,23 @@ struct Published {
     path: PathBuf,
     identity: (u64, u64),
     /// What it replaced, which is removed when this is dropped.
-    old: Option<Temporary>,
+    old: Replaced,
 }
 
 impl Published {
     /// Puts back what was there before; says what could not be put back.
     fn take_back(self) -> Option<String> {
         let Published { path, identity: ours, old } = self;
-        let Some(old) = old else {
-            // What somebody else has put there meanwhile stays.
-            if path.symlink_metadata().is_ok_and(|found| identity(&found) == ours) {
-                let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir_all(&path));
+        let old = match old {
+            Replaced::Kept(old) => old,
+            Replaced::Lost => return Some(format!("{} is new: this file system could not keep the old one", show_path(&path))),
+            Replaced::Nothing => {
+                // What somebody else has put there meanwhile stays.
+                if path.symlink_metadata().is_ok_and(|found| identity(&found) == ours) {
+                    let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir_all(&path));
+                }
+                return None;
             }
-            return None;
         };
         old.restore(&path).err().map(|old| {
             let hint = format!("{} could not be put back: {} has its content", show_path(&path), show_path(old.path()));
@@ -196,6 +200,9 @@ impl StagedDir {
         let parent = LockedDir::open(parent(&path))?;
         let failed = |e: Errno| match e {
             Errno::EXIST | Errno::NOTEMPTY => already_exists(&path),
+            // Without an exchange of names the old directory would be without its own for a moment, and lost to a kill then.
+            e @ (Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if replace => Error::io(&path, "replace", e)
+                .with_hint("this file system cannot exchange the names of two directories; `-o` with a new name writes a new one"),
             e => Error::io(&path, "publish", e),
         };
         let identity = identity(&temporary.path().metadata().map_err(|e| Error::io(&path, "publish", e))?);

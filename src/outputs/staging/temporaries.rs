@@ -97,6 +97,15 @@ pub(super) struct Temporary {
     _lock: Option<OwnedFd>,
 }
 
+/// What was there before something got its name.
+pub(super) enum Replaced {
+    Nothing,
+    /// It has a temporary name now.
+    Kept(Temporary),
+    /// It is gone: the file system has no way to keep it.
+    Lost,
+}
+
 impl Temporary {
     /// Calls `make` with random names in `dir` until one is free. What it returns, if it is a lock, is held as long.
     pub(super) fn create(dir: &Path, make: impl Fn(&Path) -> Result<Option<OwnedFd>, Errno>) -> Result<Self, Errno> {
@@ -131,9 +140,8 @@ impl Temporary {
         &self.path
     }
 
-    /// Puts what it names at `path`, and returns what was there before under a name of its own, if that was replaced and can be kept.
-    /// The caller has settled.
-    pub(super) fn publish(self, path: &Path, replace: bool) -> Result<Option<Temporary>, Errno> {
+    /// Puts what it names at `path`, and returns what became of what was there before. The caller has settled.
+    pub(super) fn publish(self, path: &Path, replace: bool) -> Result<Replaced, Errno> {
         if replace {
             // Names of a file and a directory can be exchanged, too, but nobody has asked for that.
             let is_dir = |path: &Path| path.symlink_metadata().map(|metadata| metadata.is_dir());
@@ -145,13 +153,19 @@ impl Temporary {
             match rustix::fs::renameat_with(CWD, &self.path, CWD, path, RenameFlags::EXCHANGE) {
                 Ok(()) => {
                     self.forget_members();
-                    return Ok(Some(self));
+                    return Ok(Replaced::Kept(self));
                 }
                 Err(Errno::NOENT) => {}
                 // File systems that cannot exchange: a second name keeps the old file.
                 Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if !path.is_dir() => {
                     let link = |name: &Path| rustix::fs::linkat(CWD, path, CWD, name, AtFlags::empty()).map(|()| None);
-                    let old = Temporary::create_settled(parent(path), link).ok();
+                    let old = match Temporary::create_settled(parent(path), link) {
+                        Ok(old) => Replaced::Kept(old),
+                        Err(Errno::NOENT) => Replaced::Nothing,
+                        // Nor can they give a second name, or not to this file.
+                        Err(Errno::PERM | Errno::MLINK | Errno::NOSYS | Errno::OPNOTSUPP) => Replaced::Lost,
+                        Err(e) => return Err(e),
+                    };
                     rustix::fs::renameat(CWD, &self.path, CWD, path)?;
                     self.give_away();
                     return Ok(old);
@@ -165,7 +179,7 @@ impl Temporary {
             other => other?,
         }
         self.give_away();
-        Ok(None)
+        Ok(Replaced::Nothing)
     }
 
     /// Puts what it names back to `path`, where something else is now that goes. The caller has settled.

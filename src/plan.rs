@@ -191,7 +191,7 @@ impl Plan {
         }
     }
 
-    fn layer_mode(&self, model: &Model, onnx: &OnnxModel, layer: &Layer, mode: Mode) -> LayerMode {
+    pub(crate) fn layer_mode(&self, model: &Model, onnx: &OnnxModel, layer: &Layer, mode: Mode) -> LayerMode {
         let Some(tensor) = onnx.tensor(&layer.weight) else { return LayerMode::Keep };
         let Some(scheme) = self.scheme(tensor) else { return LayerMode::Keep };
         let info = &model.tensors()[tensor].info;

@@ -50,6 +50,6 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     };
     let ranking = analyze(request, &bar);
     bar.finish();
-    let ranking = ranking?;
+    let ranking = ranking.map_err(|error| arguments.samples.inputs.explain(error))?;
     arguments.print.show(&ranking, || terminal::ranking(&ranking))
 }

@@ -64,7 +64,7 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     };
     let report = calibrate(&request, &bar);
     bar.finish();
-    let report = report?;
+    let report = report.map_err(|error| arguments.samples.inputs.explain(error))?;
     arguments.print.show(&report, || terminal::calibration(&report))
 }
 

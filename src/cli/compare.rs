@@ -75,9 +75,14 @@ fn judge(arguments: &Arguments) -> Result<Judgement, print::Failed> {
     if qtool::compare::is_onnx(float, &read)? {
         return judge_outputs(arguments, &gates);
     }
-    if !arguments.inputs.source().is_empty() || arguments.layers || !gates.min_top1.is_empty() {
-        let message = "--samples, --synthetic, --layers, --min-top1: expected an ONNX model, found another";
-        return Err(qtool::Error::Usage(message.into()).into());
+    let of_graphs = [
+        (!arguments.inputs.source().is_empty(), arguments.inputs.option()),
+        (arguments.layers, "--layers"),
+        (!gates.min_top1.is_empty(), "--min-top1"),
+    ];
+    if let Some((_, option)) = of_graphs.into_iter().find(|(is_given, _)| *is_given) {
+        let message = format!("{option}: expected an ONNX model, which can be run, found another kind");
+        return Err(qtool::Error::Usage(message).into());
     }
     let threads = arguments.threads.count();
     let found = compare(float, quantized, &read, threads)?;
@@ -107,7 +112,7 @@ fn judge_outputs(arguments: &Arguments, gates: &Gates) -> Result<Judgement, prin
     };
     let found = compare_outputs(&request, &bar);
     bar.finish();
-    let found: OutputComparison = found?;
+    let found: OutputComparison = found.map_err(|error| arguments.inputs.explain(error))?;
     let rows = found.judge(gates)?;
     arguments.report.write(|command| {
         let (float, quantized) = (&arguments.float, &arguments.quantized);

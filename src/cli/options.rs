@@ -116,6 +116,21 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
+    /// The option that gives them.
+    pub(super) fn option(&self) -> &'static str {
+        if self.synthetic.is_some() { "--synthetic" } else { "--samples" }
+    }
+
+    /// An error of a run on random inputs, with what may mend it: a model need not run on the smallest that it takes.
+    pub(super) fn explain(&self, error: qtool::Error) -> qtool::Error {
+        match self.synthetic.is_some() && self.input_shape.is_empty() && error.exit_code() == 1 {
+            true => error.with_hint(
+                "random inputs have 1 for each dimension that the model leaves open: --input-shape NAME=1x3x224x224 gives others",
+            ),
+            false => error,
+        }
+    }
+
     /// As the library takes it.
     pub(super) fn source(&self) -> SampleSource {
         match self.synthetic {

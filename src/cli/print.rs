@@ -72,7 +72,10 @@ fn in_one_line(text: &str) -> String {
     let message: Vec<&str> = message.trim_start_matches("error: ").lines().map(str::trim).collect();
     let tips = rest.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
     let help = rest.lines().any(|line| line.contains("--help")).then_some("--help lists all options");
-    let hints: String = tips.chain(help).map(|hint| format!("hint: {}\n", escape(hint))).collect();
+    let takes_one =
+        std::env::args_os().any(|word| word == "--samples" || word == "--stats") && text.starts_with("error: unexpected argument");
+    let one = takes_one.then_some("--samples and --stats take one path each time: give a directory, or repeat the option");
+    let hints: String = one.into_iter().chain(tips).chain(help).map(|hint| format!("hint: {}\n", escape(hint))).collect();
     format!("qtool: error: {}\n{hints}", escape(&message.join(" ")))
 }
 

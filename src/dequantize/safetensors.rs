@@ -39,6 +39,7 @@ pub(super) fn dequantize(
     quantized.check_content(threads)?;
     let layout = lay_out(&quantized)?;
     let target = Target::choose(destination, &quantized.model, TAG, false)?;
+    target.spare(&[&quantized.sidecar])?;
     target.check_space(layout.bytes())?;
     progress.begin(layout.bytes());
     let fill = &mut |file: &std::fs::File, path: &Path, layout: &FileLayout| {

@@ -393,7 +393,11 @@ pub fn find(output: &Path, options: &ReadOptions) -> Result<std::path::PathBuf> 
             contained(super::staging::parent(&candidate), Path::new(candidate.file_name().unwrap_or_default()), options).map(|_| candidate)
         }
         Err(e) => {
-            Err(Error::io(&candidate, "open", e).with_hint(format!("{} is known as a qtool output by its sidecar", show_path(output))))
+            if let Err(missing) = output.symlink_metadata() {
+                return Err(Error::io(output, "open", missing));
+            }
+            let hint = format!("{} is no output of qtool, or its sidecar is gone or has another name: then give that", show_path(output));
+            Err(Error::io(&candidate, "open", e).with_hint(hint))
         }
     }
 }

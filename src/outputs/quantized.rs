@@ -23,6 +23,8 @@ pub struct QuantizedModel {
     pub model: Model,
     /// The sidecar.
     pub document: Document,
+    /// Where the sidecar is, or the directory of a model that others wrote.
+    pub(crate) sidecar: PathBuf,
     tensors: BTreeMap<usize, QuantizedTensor>,
     auxiliary: BTreeSet<usize>,
 }
@@ -107,7 +109,7 @@ impl QuantizedModel {
             }
         }
         drop(index);
-        Ok(QuantizedModel { model, document, tensors, auxiliary })
+        Ok(QuantizedModel { model, document, sidecar, tensors, auxiliary })
     }
 
     /// Makes sure that the files of weights are those that the sidecar was written with.

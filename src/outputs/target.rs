@@ -62,7 +62,29 @@ impl Target {
         let target = Target { output, sidecar, is_directory, replace, in_place: destination.in_place, durability };
         target.check(model.path(), destination.in_place)?;
         target.spare_inputs(model)?;
+        target.check_kind(model)?;
         Ok(target)
+    }
+
+    /// Makes sure that the output's name does not promise another format than it has: it could not be read again.
+    fn check_kind(&self, model: &Model) -> Result<()> {
+        let (own, other) = if model.onnx().is_some() { ("onnx", "safetensors") } else { ("safetensors", "onnx") };
+        if self.is_directory || self.output.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case(other)) {
+            return Ok(());
+        }
+        Err(Error::Usage(format!(
+            "{}: output: expected a name for what this model becomes, .{own}, found .{other}",
+            show_path(&self.output)
+        )))
+    }
+
+    /// Makes sure that no output replaces one of `inputs`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] if one would.
+    pub(crate) fn spare(&self, inputs: &[&Path]) -> Result<()> {
+        self.appearing().try_for_each(|output| spare(output, inputs))
     }
 
     /// Makes sure that no output replaces a file that the model refers to.
@@ -222,6 +244,21 @@ pub(crate) fn paths(destination: &Destination, model: &Model, tag: &str) -> Resu
         (None, false) => sidecar_path(&output),
     };
     Ok((output, sidecar))
+}
+
+/// Makes sure that `output` is none of `inputs`.
+///
+/// # Errors
+///
+/// [`Error::Usage`] if it is.
+pub(crate) fn spare(output: &Path, inputs: &[&Path]) -> Result<()> {
+    match inputs.iter().any(|input| same_file(output, input)) {
+        true => {
+            let found = format!("{}: output: expected another file than those that are read, found one of them", show_path(output));
+            Err(Error::Usage(found).with_hint("another name writes elsewhere"))
+        }
+        false => Ok(()),
+    }
 }
 
 /// Whether `dir` is a directory somewhere above `path`.

@@ -5,11 +5,12 @@ use super::onnx::{self, CalibrationRequest};
 use crate::calibration::inputs::recorded::Recorded;
 use crate::calibration::inputs::stats::Detail;
 use crate::calibration::stats::{self, Statistics};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, show_path};
 use crate::formats::{self, ReadOptions};
 use crate::method::Method;
 use crate::observers::ObserverChoice;
 use crate::outputs::staging::{Durability, check_free};
+use crate::outputs::target::spare;
 use crate::plan::Plan;
 use crate::qat;
 use crate::recipe::{Activations, Mode, Recipe};
@@ -58,7 +59,7 @@ pub struct CalibrationReport {
 /// As [`formats::open`]; [`Error::Malformed`] if samples are not the model's inputs or the engine cannot run it;
 /// [`Error::Usage`] if the output exists or nothing could be quantized.
 pub fn calibrate(request: &CalibrateRequest, progress: &dyn Progress) -> Result<CalibrationReport> {
-    check_free(&request.output, request.force)?;
+    check_output(&request.output, request.force)?;
     let model = formats::open(&request.model, &request.read)?;
     if model.onnx().is_none() {
         let recorded =
@@ -92,9 +93,20 @@ pub fn calibrate(request: &CalibrateRequest, progress: &dyn Progress) -> Result<
 ///
 /// As [`stats::merge`]; [`Error::Usage`] if the output exists.
 pub fn merge(parts: &[PathBuf], output: &Path, force: bool, durability: Durability) -> Result<CalibrationReport> {
-    check_free(output, force)?;
+    check_output(output, force)?;
+    spare(output, &parts.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     let parts = parts.iter().map(|path| Statistics::read(path)).collect::<Result<Vec<_>>>()?;
     write(&stats::merge(parts)?, output, force, durability)
+}
+
+/// Statistics replace nothing but statistics.
+fn check_output(output: &Path, force: bool) -> Result<()> {
+    check_free(output, force)?;
+    if output.symlink_metadata().is_err() || Statistics::recognizes(output) {
+        return Ok(());
+    }
+    let message = format!("{}: output: expected statistics of qtool to replace, found something else", show_path(output));
+    Err(Error::Usage(message).with_hint("-o writes elsewhere; if it can go, remove it first"))
 }
 
 fn write(statistics: &Statistics, output: &Path, force: bool, durability: Durability) -> Result<CalibrationReport> {

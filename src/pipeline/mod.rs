@@ -23,16 +23,17 @@ use crate::calibration::tables::RangeTable;
 use crate::error::{Error, Result, show_path};
 use crate::formats::{self, ReadOptions};
 use crate::gates::{self as limits, GateRow, Gates};
+use crate::graph::weights::Layer as GraphLayer;
 use crate::lint;
 use crate::method::Method;
 use crate::model::Model;
 use crate::outputs::assemble::{Assembly, Check, Staged};
-use crate::outputs::document::{CalibrationRecord, FileRecord, RequestRecord};
+use crate::outputs::document::{CalibrationRecord, Document, FileRecord, RequestRecord};
 use crate::outputs::onnx::rewrite::Chosen;
 use crate::outputs::staging;
 use crate::outputs::target::Target;
 use crate::outputs::{OUTPUTS, Output, OutputLayout, quantized, record};
-use crate::plan::{self, Decision, LayerMode, Plan};
+use crate::plan::{self, Decision, LayerMode, Plan, TensorScheme};
 use crate::qat::{self, Trained};
 use crate::quant::saturation::{PairCheck, Saturation};
 use crate::quant::scheme::CodeType;
@@ -48,7 +49,7 @@ use layer_inputs::Observed;
 use saturated::Counting;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use crate::outputs::target::Destination;
 pub use onnx::CalibrationRequest;
@@ -226,10 +227,12 @@ impl Prepared {
         }
         if let Some(path) = &request.emit_recipe {
             staging::check_free(path, request.destination.force)?;
+            check_is_recipe(path)?;
         }
         let force = request.destination.force || request.replaces_output;
         let destination = Destination { force, ..request.destination.clone() };
         let target = Target::choose(&destination, &model, &form.tag(request.recipe.settings.weights), true)?;
+        target.spare(&request.calibration.files()?.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
         if let Some(page) = &request.page {
             html::check_free(page, request.destination.force)?;
             details::check_apart(page, &target)?;
@@ -281,6 +284,8 @@ impl Prepared {
             } else if !plan.values.values.is_empty() {
                 let observer = request.recipe.observers.choose(&request.recipe.activations.observer)?;
                 let statistics = onnx::statistics(model, plan, &request.calibration, &observer, threads, progress)?;
+                // By what was observed for this plan: of layers that are spared, other values tell.
+                let costs = cost::of_layers(model, plan, &statistics);
                 let ranges = Ranges::new(model.path(), &statistics.activations, &request.recipe, Dtype::F32).with_table(table.as_ref());
                 let search = || onnx::search(model, plan, request, &statistics, &ranges, threads, progress);
                 if let Some((recipe, found)) = if trained.is_of_graph() { None } else { search()? } {
@@ -292,7 +297,7 @@ impl Prepared {
                 chosen.activations = ranges::params_of(&choices);
                 let calibration = onnx::calibration_record(&statistics, &request.calibration, table.as_ref());
                 activations = Some((onnx::records(&choices, &request.recipe), Some(calibration)));
-                integer_share = cost::integer_share(plan, &cost::of_layers(model, plan, &statistics));
+                integer_share = cost::integer_share(plan, &costs);
                 observed = statistics.activations;
             }
             chosen.activations.extend(self.plan.values.given.iter().map(|(value, given)| (value.clone(), given.params)));
@@ -458,6 +463,29 @@ impl Prepared {
         QuantizeReport { notes: self.notes.clone(), ..report }
     }
 
+    /// Number of layers of an ONNX model that would compute in integers if ranges of their activations were known, and do not.
+    pub fn wants_ranges(&self) -> usize {
+        let Prepared { model, plan, .. } = self;
+        let Some(onnx) = model.onnx() else { return 0 };
+        let could = |(_, layer): &(usize, &GraphLayer)| plan.layer_mode(model, onnx, layer, Mode::Static) == LayerMode::Static;
+        plan.layers_of(onnx, LayerMode::WeightOnly).filter(could).count()
+    }
+
+    /// Whether methods were asked for that look at what layers take.
+    pub fn looks_at_inputs(&self) -> bool {
+        let mut schemes = self.plan.quantized().filter_map(|tensor| self.plan.scheme(tensor));
+        !self.request.recipe.transforms.is_empty() || schemes.any(TensorScheme::looks_at_inputs)
+    }
+
+    /// Makes sure that samples and statistics can be read and are of this model, as far as it shows before the model runs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Samples::open`](crate::calibration::samples::Samples::open) and [`Statistics::read`](crate::calibration::stats::Statistics::read).
+    pub fn check_calibration(&self) -> Result<()> {
+        onnx::check_calibration(&self.model, &self.request.calibration)
+    }
+
     /// Whether the model has a graph.
     pub fn is_onnx(&self) -> bool {
         self.model.onnx().is_some()
@@ -493,6 +521,17 @@ impl Prepared {
         };
         self.model.files().iter().map(|file| record::source(file, content)).collect()
     }
+}
+
+/// What is replaced by a recipe must be one, and no sidecar.
+fn check_is_recipe(path: &Path) -> Result<()> {
+    let Ok(metadata) = path.metadata() else { return Ok(()) };
+    let is_recipe = metadata.is_file() && !Document::recognizes(path) && Recipe::read(path).is_ok();
+    if is_recipe || metadata.is_file() && metadata.len() == 0 {
+        return Ok(());
+    }
+    let message = format!("{}: recipe: expected a recipe to replace, found something else", show_path(path));
+    Err(Error::Usage(message).with_hint("--emit-recipe writes elsewhere with another name; if it can go, remove it first"))
 }
 
 /// Methods that look at layers' inputs need some.

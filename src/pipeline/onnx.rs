@@ -5,7 +5,7 @@ use super::Request;
 use crate::calibration::engine::{self, EngineChoice};
 use crate::calibration::observe::{Watch, observe as observe_samples};
 use crate::calibration::ranges::{Choice, Ranges};
-use crate::calibration::samples::{InputSpec, SampleLimits, SampleSource, Samples, drawn};
+use crate::calibration::samples::{InputSpec, SampleLimits, SampleSource, Samples, drawn, list_files};
 use crate::calibration::stats::{self, ActivationStats, ModelIdentity, Statistics};
 use crate::calibration::tables::RangeTable;
 use crate::error::{Error, Result, show_name, show_path};
@@ -76,6 +76,12 @@ impl CalibrationRequest {
     /// Whether there is nothing that tells more than ranges do.
     pub fn is_empty(&self) -> bool {
         self.samples.is_empty() && self.stats.is_empty()
+    }
+
+    /// Every file that is read.
+    pub(super) fn files(&self) -> Result<Vec<PathBuf>> {
+        let (samples, _) = list_files(self.samples.files())?;
+        Ok(samples.into_iter().chain(self.stats.iter().chain(&self.ranges).cloned()).collect())
     }
 }
 
@@ -244,6 +250,16 @@ pub(super) fn calibration_record(statistics: &Statistics, request: &CalibrationR
     let blake3 = samples.map(|_| statistics.samples_hash().to_hex().to_string());
     let synthetic = request.stats.is_empty() && request.samples.drawn().is_some();
     CalibrationRecord { blake3, ranges: table.map(RangeTable::record), samples, synthetic }
+}
+
+/// Samples are there and are the model's inputs, and statistics are of the model.
+pub(super) fn check_calibration(model: &Model, calibration: &CalibrationRequest) -> Result<()> {
+    let Some(onnx) = model.onnx() else { return Ok(()) };
+    if !calibration.samples.is_empty() {
+        Samples::of(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
+    }
+    let identity = identity(model);
+    calibration.stats.iter().try_for_each(|path| Statistics::read(path)?.check_model(&identity))
 }
 
 /// What is to be noted of samples that are random.

@@ -124,10 +124,25 @@ impl<'t> Source<'t> {
     }
 
     fn toml(self) -> Result<(Recipe, Places)> {
-        let recipe = toml::from_str(self.text)
-            .map_err(|e: toml::de::Error| self.error(e.span().map_or(0, |span| span.start), &with_suggestion(e.message())))?;
+        let recipe =
+            toml::from_str(self.text).map_err(|e: toml::de::Error| self.toml_error(e.span().map_or(0, |span| span.start), e.message()))?;
         let places: TomlPlaces = toml::from_str(self.text).unwrap_or_default();
         Ok((recipe, places.into()))
+    }
+
+    /// What the parser says, with what was likely meant by a word without quotes, or a table in place of a list of them.
+    fn toml_error(self, offset: usize, message: &str) -> Error {
+        let rest = self.text.get(offset..).unwrap_or_default();
+        let word = rest.split(|c: char| !(c.is_ascii_alphanumeric() || "-_:.".contains(c))).next().unwrap_or_default();
+        let is_word = word.starts_with(|c: char| c.is_ascii_alphabetic()) && !matches!(word, "true" | "false" | "inf" | "nan");
+        if is_word && (message.starts_with("invalid float") || message.starts_with("invalid boolean")) {
+            return self.error(offset, &format!("string values must be quoted: \"{word}\""));
+        }
+        let suggestion = with_suggestion(message);
+        match message.starts_with("invalid type: map, expected a sequence") {
+            true => self.error(offset, "expected a list of tables, such as [[rule]], found one table, such as [rule]"),
+            false => self.error(offset, &suggestion),
+        }
     }
 
     fn json(self) -> Result<(Recipe, Places)> {

@@ -120,8 +120,8 @@ pub fn unchanged(found: &Unchanged) -> String {
     text
 }
 
-/// What a run prints at its end.
-pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String {
+/// What a run prints at its end; `others` were written besides.
+pub fn summary(report: &QuantizeReport, others: &[&Path], elapsed: Duration, all: bool) -> String {
     let mut text = String::new();
     let quantized: Vec<(&TensorReport, &Metrics)> = (report.tensors.iter())
         .filter_map(|tensor| match &tensor.outcome {
@@ -174,6 +174,7 @@ pub fn summary(report: &QuantizeReport, elapsed: Duration, all: bool) -> String 
     }
     text += &verdict(&report.gates);
     let _ = writeln!(text, "\nwrote {}\n      {}", show_path(&report.output), show_path(&report.sidecar));
+    others.iter().for_each(|path| text += &format!("      {}\n", show_path(path)));
     let _ = writeln!(text, "next: {}", advice(report, worst.first().map(|(_, error)| **error)));
     text
 }

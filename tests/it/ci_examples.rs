@@ -187,10 +187,12 @@ fn a_failure_leaves_no_target_half_made_and_is_tried_again() {
     // No output can keep that much.
     dir.write("Makefile", gate(&example("Makefile"), "200"));
     touch(&dir, "Makefile");
-    for _ in 0..2 {
-        let run = make(&dir, &["-j2", "-k", "check"]).expect(2);
-        assert_eq!(run.stderr.matches("gates fail, so nothing is written").count(), 2, "{run}");
-        assert!(built(&dir) == before);
+    for (arguments, failures) in
+        [(&["-j2", "-k", "check"][..], 2), (&["-j2", "-k", "check"], 2), (&[], 1), (&["build/a.json"], 1), (&["-k"], 2)]
+    {
+        let run = make(&dir, arguments).expect(2);
+        assert_eq!(run.stderr.matches("gates fail, so nothing is written").count(), failures, "{run}");
+        assert!(built(&dir) == before, "{arguments:?}: {run}");
     }
     dir.write("Makefile", example("Makefile"));
     touch(&dir, "Makefile");

@@ -180,3 +180,36 @@ fn a_sidecar_of_another_output_is_not_replaced() {
     std::fs::remove_file(dir.path("model.int8.safetensors")).unwrap();
     dir.ok("quantize model.onnx --force");
 }
+
+#[test]
+fn force_replaces_nothing_that_is_read_and_nothing_of_another_kind() {
+    let dir = crate::onnx_quantize::small();
+    dir.write("model.safetensors", Workdir::with_fixture().read("model.safetensors"));
+    dir.write("notes.txt", "precious");
+    dir.write("sample.npz", dir.read("samples/0.npz"));
+    dir.ok("quantize model.safetensors -o q.safetensors");
+    dir.ok("calibrate model.onnx --samples samples -o a.stats");
+    dir.ok("calibrate model.onnx --samples sample.npz -o b.stats");
+    let files = ["model.safetensors", "model.onnx", "notes.txt", "sample.npz", "q.json", "a.stats"];
+    let before = files.map(|name| dir.read(name));
+    for mistake in [
+        "quantize model.safetensors -o r.safetensors --emit-recipe model.safetensors --force",
+        "quantize model.safetensors -o r.safetensors --emit-recipe notes.txt --force",
+        "quantize model.safetensors -o r.safetensors --emit-recipe q.json --force",
+        "quantize model.onnx --samples sample.npz -o sample.npz --force",
+        "quantize model.onnx --stats a.stats -o a.stats --force",
+        "calibrate model.onnx --samples samples -o model.onnx --force",
+        "calibrate model.onnx --samples samples -o notes.txt --force",
+        "merge a.stats b.stats -o a.stats --force",
+        "dequantize q.safetensors -o q.json --force",
+        // A name that promises another format could not be read again.
+        "quantize model.safetensors -o r.onnx",
+        "quantize model.onnx -o r.safetensors",
+    ] {
+        dir.fails(mistake, 2);
+        assert!(files.map(|name| dir.read(name)) == before && !dir.exists("r.onnx") && !dir.exists("r.safetensors"), "{mistake}");
+    }
+    dir.ok("quantize model.safetensors -o r.safetensors --emit-recipe r.toml");
+    dir.ok("quantize model.safetensors -o r.safetensors --emit-recipe r.toml --force");
+    dir.ok("calibrate model.onnx --samples samples -o b.stats --force");
+}

@@ -123,6 +123,11 @@ fn resize(path: &Path, len: impl FnOnce(u64) -> u64) {
     file.set_len(len(old)).unwrap();
 }
 
+/// Whether a run ended while it opened its input or read the header, which takes as long as a busy machine likes.
+fn is_of_header(run: &Run) -> bool {
+    run.stderr.contains("header") || run.stderr.contains(": open: ")
+}
+
 #[test]
 fn an_input_that_changes_is_an_error_of_its_own_and_nothing_is_written() {
     let changes: [(&str, Change); 6] = [
@@ -153,7 +158,7 @@ fn an_input_that_changes_is_an_error_of_its_own_and_nothing_is_written() {
                 }
                 Some(0) => assert_eq!(after, ["q.json", "q.safetensors"], "{what}: {run}"),
                 // Before the header was read, a changed input is just another input.
-                Some(1 | 4) if run.elapsed < Duration::from_millis(60) => assert!(after.is_empty(), "{what}: {run}"),
+                Some(1 | 4) if run.elapsed < Duration::from_millis(60) || is_of_header(&run) => assert!(after.is_empty(), "{what}: {run}"),
                 _ => panic!("{what}: {run}"),
             }
             if met == 3 {

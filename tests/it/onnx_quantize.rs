@@ -142,7 +142,9 @@ fn layers_that_cost_too_much_are_spared_and_the_recipe_says_which() {
     dir.write("again/here", "");
     dir.write("stats/here", "");
     dir.ok("calibrate model.onnx --samples samples -o all.stats");
-    dir.ok("quantize model.onnx --samples samples --recipe some.json -o again/some.onnx --threads 1");
+    let again = dir.ok("quantize model.onnx --samples samples --recipe some.json -o again/some.onnx --threads 1 --json").json();
+    assert_eq!(again["integer_share"], some["integer_share"]);
+    assert!(some["integer_share"].as_f64().unwrap() < 1.0, "{some}");
     dir.ok("quantize model.onnx --stats all.stats --recipe some.json -o stats/some.onnx");
     for again in ["again", "stats"] {
         assert_eq!(dir.read(format!("{again}/some.onnx")), dir.read("some.onnx"));

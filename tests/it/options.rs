@@ -148,3 +148,51 @@ fn gates_outside_of_what_there_is_are_mistakes() {
         assert!(run.stderr.contains(expected), "{gate}: {run}");
     }
 }
+
+#[test]
+fn what_was_asked_for_and_cannot_be_is_no_success() {
+    let dir = crate::onnx_quantize::small();
+    dir.write("model.safetensors", Workdir::with_fixture().read("model.safetensors"));
+    dir.write("a.txt", "no samples");
+    for (mistake, code, expected) in [
+        (
+            "quantize model.safetensors --include conv1.bias",
+            2,
+            "--include: expected some weight to quantize, found none: \"conv1.bias\": rank 1",
+        ),
+        ("quantize model.safetensors --include conv1.weight --exclude conv1.weight", 2, "--include: expected some weight"),
+        ("quantize model.safetensors --samples samples", 1, "expected recorded inputs of layers in safetensors, found another format"),
+        ("quantize model.onnx --samples nowhere --dry-run", 4, "nowhere"),
+        ("quantize model.onnx --samples a.txt --dry-run", 1, "expected samples"),
+        ("quantize model.onnx --stats nowhere --dry-run", 4, "nowhere"),
+        ("quantize model.onnx --samples samples/0.npz samples/1.npz", 2, "hint: --samples and --stats take one path each time"),
+        ("compare model.safetensors model.safetensors --layers", 2, "error: --layers: expected an ONNX model"),
+        ("verify nowhere.safetensors", 4, "nowhere.safetensors: open"),
+        ("verify model.safetensors", 4, "hint: model.safetensors is no output of qtool, or its sidecar is gone"),
+    ] {
+        let run = dir.fails(mistake, code);
+        assert!(run.stderr.contains(expected), "{mistake}: {run}");
+    }
+    assert!(dir.names().iter().all(|name| !name.contains("int8")), "{:?}", dir.names());
+    let run = dir.ok("quantize model.onnx --samples samples --weights int4 --granularity per-group:16 -o w4.onnx");
+    assert!(run.stdout.contains("note: --samples: not used, as no layer has known ranges"), "{run}");
+    let run = dir.ok("quantize model.safetensors --observer output-mse -o w.safetensors");
+    assert!(run.stdout.contains("note: methods that look at what layers take are, without samples"), "{run}");
+    let run = dir.ok("quantize model.onnx -o w8.onnx --report w8.html --emit-recipe w8.toml");
+    assert!(run.stdout.contains("3 layers have codes as weights and compute in float: --samples puts them in integers"), "{run}");
+    assert!(run.stdout.contains("\n      w8.html\n      w8.toml\n"), "{run}");
+}
+
+#[test]
+fn words_without_quotes_and_single_tables_in_recipes_are_explained() {
+    let dir = Workdir::with_fixture();
+    for (recipe, expected) in [
+        ("[default]\nweights = int8\n", "line 2, column 11: string values must be quoted: \"int8\""),
+        ("[[rule]]\nmatch = \"*\"\nweights = int4 # four\n", "string values must be quoted: \"int4\""),
+        ("[rule]\nmatch = \"*\"\nweights = \"keep\"\n", "expected a list of tables, such as [[rule]], found one table, such as [rule]"),
+    ] {
+        dir.write("r.toml", recipe);
+        let run = dir.fails("quantize model.safetensors --recipe r.toml", 2);
+        assert!(run.stderr.contains(expected), "{recipe}: {run}");
+    }
+}

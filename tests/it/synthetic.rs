@@ -76,3 +76,21 @@ fn open_dimensions_are_one_unless_given() {
     let run = dir.fails("quantize model.safetensors --synthetic 2", 2);
     assert!(run.stderr.contains("--synthetic: expected an ONNX model"), "{run}");
 }
+
+#[test]
+fn a_model_that_does_not_run_on_the_smallest_input_is_told_of_shapes() {
+    let graph = Graph {
+        nodes: vec![Node::new("Reshape", &["x", "shape"], "r", &[]), Node::new("MatMul", &["r", "w"], "y", &[])],
+        constants: vec![
+            Constant::floats("w", &[64, 32], &[0.5; 2048]),
+            Constant::codes("shape", crate::support::onnx::INT64, &[2], &[255, 255, 255, 255, 255, 255, 255, 255, 64, 0, 0, 0, 0, 0, 0, 0]),
+        ],
+        inputs: vec![("x".into(), vec![1, OPEN])],
+        outputs: vec![("y".into(), vec![OPEN, 32])],
+    };
+    let dir = Workdir::new();
+    dir.write("m.onnx", graph.model(17));
+    let run = dir.fails("quantize m.onnx --synthetic 2 -o q.onnx", 1);
+    assert!(run.stderr.contains("hint: random inputs have 1 for each dimension that the model leaves open: --input-shape"), "{run}");
+    dir.ok("quantize m.onnx --synthetic 2 --input-shape x=1x128 -o q.onnx");
+}

@@ -66,7 +66,13 @@ impl Recorded {
         let features = features_of(model);
         let mut this = Recorded { files: Vec::new(), layers: BTreeMap::new() };
         for path in chosen {
-            let (source, tensors) = read_safetensors(MappedFile::open(&path)?)?;
+            let file = MappedFile::open(&path)?;
+            if file.bytes().get(8) != Some(&b'{') {
+                let found = "samples: expected recorded inputs of layers in safetensors, found another format";
+                return Err(Error::malformed(&path, found)
+                    .with_hint("docs/recording.md shows how they are recorded; samples of other kinds are for ONNX models"));
+            }
+            let (source, tensors) = read_safetensors(file)?;
             let hashes = stream::map(tensors.len(), threads, |i| blake3::hash(&source.bytes()[tensors[i].bytes.clone()]));
             let hash = hash_of(&tensors, &hashes);
             if this.files.iter().any(|file| file.hash == hash) {

@@ -31,6 +31,9 @@ use std::path::Path;
 /// What the metadata calls the format.
 const FORMAT: &str = "qtool-statistics";
 
+/// Bytes at the start of a file that have its format.
+const START: usize = 4096;
+
 /// Versions that are read: without statistics of layers' inputs, and with them. The lowest that has what there is is written.
 const VERSIONS: [u64; 2] = [1, 2];
 
@@ -96,6 +99,13 @@ struct ModelRecord {
 }
 
 impl Statistics {
+    /// Whether the file at `path` begins as statistics do, of whatever version.
+    pub(crate) fn recognizes(path: &Path) -> bool {
+        let Ok(file) = MappedFile::open(path) else { return false };
+        let start = &file.bytes()[..file.bytes().len().min(START)];
+        start.windows(FORMAT.len()).any(|window| window == FORMAT.as_bytes())
+    }
+
     /// The content of a file of these statistics. Equal statistics have equal bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut entries = vec![entry(SAMPLES.to_owned(), Dtype::U8, vec![self.samples.len(), HASH])];

@@ -1,9 +1,11 @@
 //! Whether options of `qtool quantize` have something to say in the run that they are for.
 
 use super::Arguments;
+use qtool::error::show_name;
 use qtool::pipeline::{ActivationUse, Prepared};
 use qtool::recipe::Mode;
 use qtool::recipe::presets::Preset;
+use qtool::report::TensorOutcome;
 use qtool::target::Target;
 use std::path::Path;
 
@@ -19,6 +21,25 @@ impl Arguments {
             _ => return Ok(()),
         };
         Err(qtool::Error::Usage(format!("{option}: expected {expected}, found another kind")))
+    }
+
+    /// A run that was asked for some tensors, and would quantize none, is a mistake.
+    pub(super) fn check_something(&self, prepared: &Prepared) -> qtool::Result<()> {
+        if self.include.is_empty() {
+            return Ok(());
+        }
+        let report = prepared.report();
+        let mut kept = report.tensors.iter().filter_map(|tensor| match &tensor.outcome {
+            TensorOutcome::Quantize { .. } => None,
+            TensorOutcome::Keep { reason } => Some((&tensor.name, reason)),
+        });
+        if kept.clone().count() < report.tensors.len() {
+            return Ok(());
+        }
+        let include = |name: &str| self.include.iter().any(|pattern| pattern.matches(name));
+        let first = kept.find(|(name, _)| include(name)).map(|(name, reason)| format!(": {}: {reason}", show_name(name)));
+        let found = format!("--include: expected some weight to quantize, found none{}", first.unwrap_or_default());
+        Err(qtool::Error::Usage(found).with_hint("--dry-run without it tells of every tensor why it is kept"))
     }
 
     /// What the user may not expect of options: that nothing in the model follows them, or how they differ from others.
@@ -42,6 +63,15 @@ impl Arguments {
             }
             false => "with --format compressed-tensors or a --scheme they can",
         };
+        let has_samples = !self.samples.inputs.source().is_empty();
+        let is_unused = has_samples && prepared.is_onnx() && !known && !prepared.looks_at_inputs() && self.mode != Some(Mode::Static);
+        let samples = is_unused.then(|| format!("{}: not used, as no layer has known ranges; {why}", self.samples.inputs.option()));
+        let looks_in_vain = prepared.looks_at_inputs() && !has_samples && self.stats.is_empty();
+        let observer =
+            looks_in_vain.then(|| "methods that look at what layers take are, without samples, those that look at weights only".to_owned());
+        let wanting = prepared.wants_ranges();
+        let wants = (wanting > 0 && self.mode.is_none() && !has_samples && self.stats.is_empty() && self.ranges.is_none())
+            .then(|| format!("{wanting} layers have codes as weights and compute in float: --samples puts them in integers"));
         let unused = unused.into_iter().filter(|(is_unused, _)| *is_unused).map(|(_, what)| format!("{what}; {why}"));
         let name = self.recipe.as_deref().and_then(Path::to_str).unwrap_or_default();
         let is_scheme = Preset::scheme(name).is_ok() && self.format.is_none() && self.scheme.is_none() && self.model.is_dir();
@@ -49,6 +79,6 @@ impl Arguments {
             .then(|| format!("--recipe {name} has the rules only: --scheme {name} writes a directory that transformers and vLLM load"));
         let is_in_the_way = self.dry_run && !self.force && !self.in_place && prepared.report().output.exists();
         let in_the_way = is_in_the_way.then(|| "the output is there already: it takes --force to replace it".to_owned());
-        unused.chain(of_scheme).chain(in_the_way).collect()
+        unused.chain(observer).chain(samples).chain(wants).chain(of_scheme).chain(in_the_way).collect()
     }
 }

@@ -19,7 +19,7 @@ use qtool::recipe::{MODES, Mode, Pattern, Recipe};
 use qtool::report::junit::Suite;
 use qtool::report::{QuantizeReport, html, terminal};
 use qtool::target::{TARGETS, Target};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Quantize the weights of a model
 ///
@@ -395,8 +395,10 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     }
     let prepared = junit.tell(COMMAND, Prepared::new(request).map_err(print::Failed::from))?;
     arguments.check_kind(&prepared)?;
+    arguments.check_something(&prepared)?;
     let notes = arguments.notes(&prepared);
     if arguments.dry_run {
+        prepared.check_calibration()?;
         let report = prepared.report();
         let report = QuantizeReport { notes: report.notes.iter().chain(&notes).cloned().collect(), ..report };
         return print.show(&report, || terminal::plan(&report, prepared.buffer_bytes()));
@@ -406,7 +408,7 @@ pub(super) fn run(arguments: &Arguments) -> Done {
         junit.check(&[Some(&planned.output), Some(&planned.sidecar)])?;
     }
     let bar = Bar::new(print.quiet);
-    let report = prepared.run(&bar);
+    let report = prepared.run(&bar).map_err(|error| arguments.samples.inputs.explain(error));
     bar.finish();
     let report = match report {
         Err(qtool::Error::Gates { model, rows }) => {
@@ -423,7 +425,8 @@ pub(super) fn run(arguments: &Arguments) -> Done {
         let page = html::quantization(&arguments.model, &report, details, &options::command_line());
         page.write(path, arguments.force, arguments.durability.into())?;
     }
-    print.show(&report, || terminal::summary(&report, started.elapsed(), arguments.verbose))
+    let others: Vec<&Path> = arguments.report.iter().chain(&arguments.emit_recipe).chain(&junit.junit).map(PathBuf::as_path).collect();
+    print.show(&report, || terminal::summary(&report, &others, started.elapsed(), arguments.verbose))
 }
 
 /// What `--json` prints where gates fail: nothing was written that more could be said of.

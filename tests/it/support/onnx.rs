@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 pub(crate) const FLOAT: u64 = 1;
 pub(crate) const UINT8: u64 = 2;
 pub(crate) const INT8: u64 = 3;
+pub(crate) const INT64: u64 = 7;
 
 /// A constant.
 #[derive(Clone, Debug)]

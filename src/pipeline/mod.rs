@@ -9,6 +9,7 @@ mod gates;
 pub mod if_changed;
 mod layer_inputs;
 mod onnx;
+mod outlook;
 mod saturated;
 mod stored;
 mod transforms;
@@ -23,7 +24,6 @@ use crate::calibration::tables::RangeTable;
 use crate::error::{Error, Result, show_path};
 use crate::formats::{self, ReadOptions};
 use crate::gates::{self as limits, GateRow, Gates};
-use crate::graph::weights::Layer as GraphLayer;
 use crate::lint;
 use crate::method::Method;
 use crate::model::Model;
@@ -33,7 +33,7 @@ use crate::outputs::onnx::rewrite::Chosen;
 use crate::outputs::staging;
 use crate::outputs::target::Target;
 use crate::outputs::{OUTPUTS, Output, OutputLayout, quantized, record};
-use crate::plan::{self, Decision, LayerMode, Plan, TensorScheme};
+use crate::plan::{self, Decision, Plan};
 use crate::qat::{self, Trained};
 use crate::quant::saturation::{PairCheck, Saturation};
 use crate::quant::scheme::CodeType;
@@ -53,6 +53,7 @@ use std::path::{Path, PathBuf};
 
 pub use crate::outputs::target::Destination;
 pub use onnx::CalibrationRequest;
+pub use outlook::ActivationUse;
 
 /// Whether the content of the source is hashed, or only its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,15 +134,6 @@ impl Request {
             lint: Some(lint::ANY),
         }
     }
-}
-
-/// How activations of a model are quantized, of some layers at least.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ActivationUse {
-    /// By ranges that are known before the model runs.
-    pub known: bool,
-    /// By ranges that are found while it runs.
-    pub at_run_time: bool,
 }
 
 /// A run that was decided on but not carried out: the model is read, the plan made, paths and space are checked.
@@ -455,57 +447,6 @@ impl Prepared {
     fn solver(&self) -> Option<Solver<'_>> {
         let context = Context { seed: self.request.seed, threads: self.threads() };
         self.inputs.as_ref().map(|inputs| Solver::new(&self.model, &self.plan, inputs, self.layers.clone(), context))
-    }
-
-    /// What would be done.
-    pub fn report(&self) -> QuantizeReport {
-        let report = QuantizeReport::new(&self.model, &self.plan, &BTreeMap::new(), &self.target, self.layout.bytes());
-        QuantizeReport { notes: self.notes.clone(), ..report }
-    }
-
-    /// Number of layers of an ONNX model that would compute in integers if ranges of their activations were known, and do not.
-    pub fn wants_ranges(&self) -> usize {
-        let Prepared { model, plan, .. } = self;
-        let Some(onnx) = model.onnx() else { return 0 };
-        let could = |(_, layer): &(usize, &GraphLayer)| plan.layer_mode(model, onnx, layer, Mode::Static) == LayerMode::Static;
-        plan.layers_of(onnx, LayerMode::WeightOnly).filter(could).count()
-    }
-
-    /// Whether methods were asked for that look at what layers take.
-    pub fn looks_at_inputs(&self) -> bool {
-        let mut schemes = self.plan.quantized().filter_map(|tensor| self.plan.scheme(tensor));
-        !self.request.recipe.transforms.is_empty() || schemes.any(TensorScheme::looks_at_inputs)
-    }
-
-    /// Makes sure that samples and statistics can be read and are of this model, as far as it shows before the model runs.
-    ///
-    /// # Errors
-    ///
-    /// As [`Samples::open`](crate::calibration::samples::Samples::open) and [`Statistics::read`](crate::calibration::stats::Statistics::read).
-    pub fn check_calibration(&self) -> Result<()> {
-        onnx::check_calibration(&self.model, &self.request.calibration)
-    }
-
-    /// Whether the model has a graph.
-    pub fn is_onnx(&self) -> bool {
-        self.model.onnx().is_some()
-    }
-
-    /// How activations will be quantized.
-    pub fn activations(&self) -> ActivationUse {
-        let Prepared { form, model, plan, .. } = self;
-        if model.onnx().is_some() {
-            let is_dynamic = plan.layers.contains(&LayerMode::Dynamic);
-            return ActivationUse { known: !plan.values.values.is_empty() || !plan.values.given.is_empty(), at_run_time: is_dynamic };
-        }
-        let has =
-            |mode: Mode| plan.quantized().any(|tensor| plan.scheme(tensor).and_then(|scheme| scheme.mode).unwrap_or(plan.mode) == mode);
-        ActivationUse { known: has(Mode::Static), at_run_time: has(Mode::Dynamic) && form.quantizes_activations() }
-    }
-
-    /// Most memory that buffers will take, in bytes.
-    pub fn buffer_bytes(&self) -> u64 {
-        self.threads() as u64 * LARGEST_PIECE_BYTES
     }
 
     /// How many threads the memory budget allows.

@@ -172,11 +172,20 @@ pub struct Model {
     tensors: Vec<ModelTensor>,
     companions: Companions,
     onnx: Option<Box<OnnxModel>>,
+    follows_links: bool,
 }
 
 impl Model {
     pub(crate) fn new(path: PathBuf, layout: Layout, files: Vec<(SourceFile, Vec<TensorInfo>)>) -> Self {
-        let mut model = Model { path, layout, files: Vec::new(), tensors: Vec::new(), companions: Companions::default(), onnx: None };
+        let mut model = Model {
+            path,
+            layout,
+            files: Vec::new(),
+            tensors: Vec::new(),
+            companions: Companions::default(),
+            onnx: None,
+            follows_links: false,
+        };
         for (file, tensors) in files {
             let index = model.files.len();
             let all = file.file.to_bytes();
@@ -204,7 +213,17 @@ impl Model {
             tensors,
             companions: Companions::default(),
             onnx: Some(Box::new(onnx)),
+            follows_links: false,
         }
+    }
+
+    /// Whether links may lead out of the model's directory, as it was opened.
+    pub(crate) fn follows_links(&self) -> bool {
+        self.follows_links
+    }
+
+    pub(crate) fn following_links(self, follows_links: bool) -> Self {
+        Model { follows_links, ..self }
     }
 
     /// The graph, if it is an ONNX model.

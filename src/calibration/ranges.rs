@@ -83,7 +83,6 @@ impl<'a> Ranges<'a> {
         let listed = lacking.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
         let found = match lacking.len() {
             0 => return Ok(()),
-            1 => format!("none of {listed}"),
             count if count <= LISTED => format!("none of {listed}"),
             count => format!("none of {listed} and {} more", count - LISTED),
         };

@@ -100,8 +100,8 @@ impl Output {
 /// What a model runs on.
 #[derive(Args)]
 pub(super) struct Inputs {
-    /// Inputs of an ONNX model: .npz, .npy, .safetensors or .pb files, or directories of them; of a checkpoint, recorded inputs of
-    /// its layers in .safetensors files; repeatable
+    /// Inputs of an ONNX model: .npz, .npy, .safetensors or .pb files, or directories of them; for quantize and calibrate also
+    /// recorded inputs of the layers of a checkpoint in .safetensors files; repeatable
     #[arg(long, value_name = "PATH")]
     samples: Vec<PathBuf>,
     /// Use only the first samples
@@ -123,12 +123,13 @@ impl Inputs {
 
     /// An error of a run on random inputs, with what may mend it: a model need not run on the smallest that it takes.
     pub(super) fn explain(&self, error: qtool::Error) -> qtool::Error {
-        match self.synthetic.is_some() && self.input_shape.is_empty() && error.exit_code() == 1 {
-            true => error.with_hint(
-                "random inputs have 1 for each dimension that the model leaves open: --input-shape NAME=1x3x224x224 gives others",
-            ),
-            false => error,
+        let is_of_engine = error.exit_code() == 1 && error.hint().is_some_and(|hint| hint.contains("ORT_DYLIB_PATH"));
+        if self.synthetic.is_none() || !self.input_shape.is_empty() || !is_of_engine {
+            return error;
         }
+        let shapes = "random inputs have 1 for each dimension that the model leaves open: --input-shape NAME=1x3x224x224 gives others";
+        let hint = format!("{shapes}; else, {}", error.hint().unwrap_or_default());
+        error.with_hint(hint)
     }
 
     /// As the library takes it.
@@ -144,8 +145,8 @@ impl Inputs {
 fn parse_shape(text: &str) -> Result<(String, Vec<usize>), String> {
     let wrong = || format!("expected NAME=DIMS such as x=1x3x224x224, found {text:?}");
     let (name, dims) = text.rsplit_once('=').ok_or_else(wrong)?;
-    let dims = dims.split(['x', ',']).filter(|dim| !dim.is_empty()).map(|dim| dim.trim().parse().map_err(|_| wrong()));
-    Ok((name.to_owned(), dims.collect::<Result<_, _>>()?))
+    let parsed = dims.split(['x', ',']).map(|dim| dim.trim().parse().map_err(|_| wrong())).collect::<Result<_, _>>();
+    Ok((name.to_owned(), if dims.is_empty() { Vec::new() } else { parsed? }))
 }
 
 /// What a model is calibrated with.

@@ -56,7 +56,7 @@ pub(super) fn clap_error(error: &clap::Error) -> ExitCode {
     }
     if error.use_stderr() {
         // With standard error closed there is nobody left to tell.
-        let _ = io::stderr().write_all(in_one_line(&visible(error).unwrap_or_else(|| error.render().to_string())).as_bytes());
+        let _ = io::stderr().write_all(in_one_line(error.kind(), &visible(error).unwrap_or_else(|| error.render().to_string())).as_bytes());
         return ExitCode::from(super::USAGE);
     }
     let text = if color() { error.render().ansi().to_string() } else { error.render().to_string() };
@@ -67,13 +67,14 @@ pub(super) fn clap_error(error: &clap::Error) -> ExitCode {
 }
 
 /// What clap says of a mistake, in the form of all errors: its first paragraph in a line, and tips as hints.
-fn in_one_line(text: &str) -> String {
+fn in_one_line(kind: ErrorKind, text: &str) -> String {
     let (message, rest) = text.split_once("\n\n").unwrap_or((text, ""));
     let message: Vec<&str> = message.trim_start_matches("error: ").lines().map(str::trim).collect();
     let tips = rest.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
     let help = rest.lines().any(|line| line.contains("--help")).then_some("--help lists all options");
-    let takes_one =
-        std::env::args_os().any(|word| word == "--samples" || word == "--stats") && text.starts_with("error: unexpected argument");
+    // A path that the shell made of a pattern.
+    let is_path = kind == ErrorKind::UnknownArgument && !text.starts_with("error: unexpected argument '-");
+    let takes_one = is_path && std::env::args_os().any(|word| word == "--samples" || word == "--stats");
     let one = takes_one.then_some("--samples and --stats take one path each time: give a directory, or repeat the option");
     let hints: String = one.into_iter().chain(tips).chain(help).map(|hint| format!("hint: {}\n", escape(hint))).collect();
     format!("qtool: error: {}\n{hints}", escape(&message.join(" ")))

@@ -11,6 +11,7 @@ use crate::formats::onnx::tensor::element_type;
 use crate::formats::{self, ReadOptions};
 use crate::gates::{GateRow, Gates, Kind, Measure, Subject};
 use crate::graph::lower;
+use crate::outputs::quantized::check_recorded;
 use crate::recipe::Pattern;
 use crate::stream::{self, Progress};
 use serde::Serialize;
@@ -133,6 +134,7 @@ pub fn compare_outputs(request: &OutputRequest, progress: &dyn Progress) -> Resu
         return Err(missing.with_hint("give --samples PATH: .npz, .npy, .safetensors or .pb files, or directories of them"));
     }
     let float = open(&request.float, &request.read)?;
+    check_recorded(&formats::open(&request.quantized, &request.read)?, request.threads)?;
     let mut quantized = open(&request.quantized, &request.read)?;
     let of = |proto: &ModelProto| proto.graph.as_deref().map(|graph| (outputs(graph), inputs(graph))).unwrap_or_default();
     let ((outputs, inputs), (other_outputs, other_inputs)) = (of(&float), of(&quantized));

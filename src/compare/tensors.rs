@@ -119,7 +119,7 @@ pub(super) enum Other {
 impl Other {
     pub(super) fn open(path: &Path, read: &ReadOptions) -> Result<Self> {
         // A JSON file of the same name need not be a sidecar.
-        if QuantizedModel::is_of_others(path) {
+        if QuantizedModel::is_of_others(path, read) {
             return QuantizedModel::open(path, read).map(|model| Other::Quantized(Box::new(model)));
         }
         let sidecar = match document::find(path, read) {

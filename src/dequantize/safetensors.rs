@@ -71,7 +71,7 @@ fn lay_out(quantized: &QuantizedModel) -> Result<OutputLayout> {
     };
     let files = model.files().iter().enumerate().map(file_layout).collect();
     let index = index_document(model, weight_map, total_size);
-    let config = read::is_form_of(&quantized.document).then(|| read::float_config(model.path())).transpose()?;
+    let config = read::is_form_of(&quantized.document).then(|| read::float_config(model)).transpose()?;
     Ok(OutputLayout { files, documents: index.into_iter().chain(config).collect() })
 }
 

@@ -139,10 +139,9 @@ pub(crate) fn contained(dir: &Path, name: impl AsRef<Path>, options: &ReadOption
     }
 }
 
-/// `dir/name`, if following links does not lead out of `dir`: for what is only read beside a model.
-pub(crate) fn beside(dir: &Path, name: impl AsRef<Path>) -> Result<PathBuf> {
-    within(dir, name)
-        .map_err(|(error, out)| if out { error.with_hint("put the file itself there if you trust where it leads") } else { error })
+/// `dir/name`, if following links does not lead out of `dir`, or `follows_links`: for what is only read beside a model.
+pub(crate) fn beside(dir: &Path, name: impl AsRef<Path>, follows_links: bool) -> Result<PathBuf> {
+    contained(dir, name, &ReadOptions { follow_symlinks: follows_links, ..ReadOptions::default() })
 }
 
 /// As [`beside`]; the error comes with whether a link leads out.
@@ -197,7 +196,7 @@ pub(crate) struct Companions {
 
 /// Whether a directory is an output of this program.
 fn is_output(dir: &Path) -> bool {
-    beside(dir, DIRECTORY_SIDECAR).is_ok_and(|sidecar| Document::recognizes(&sidecar))
+    beside(dir, DIRECTORY_SIDECAR, false).is_ok_and(|sidecar| Document::recognizes(&sidecar))
 }
 
 fn companions(dir: &Path, weights: &[&str]) -> Result<Companions> {

@@ -98,7 +98,7 @@ const FOREIGN_EXTENSIONS: &[&str] = &["gguf", "bin", "pt", "pth", "h5"];
 pub fn open(path: &Path, options: &ReadOptions) -> Result<Model> {
     let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
     if metadata.is_dir() {
-        return directory::open(path, options);
+        return directory::open(path, options).map(|model| model.following_links(options.follow_symlinks));
     }
     let file = MappedFile::open(path)?;
     let Some(format) = FORMATS.iter().find(|format| (format.recognizes)(file.bytes())) else {

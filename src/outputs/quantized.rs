@@ -53,11 +53,41 @@ pub(crate) fn sidecar_of_codes(model: &Model) -> Option<PathBuf> {
     (is_of_codes && model.files().iter().all(is_listed)).then_some(sidecar)
 }
 
+/// Makes sure that the content of `model` is as its sidecar says, if there is one that lists its files; returns that.
+///
+/// # Errors
+///
+/// [`Error::Malformed`] if the content of one has another hash.
+pub(crate) fn check_recorded(model: &Model, threads: usize) -> Result<Option<PathBuf>> {
+    let Some(sidecar) = sidecar_of_codes(model) else { return Ok(None) };
+    check_content(model, &Document::read(&sidecar)?, threads)?;
+    Ok(Some(sidecar))
+}
+
+fn check_content(model: &Model, document: &Document, threads: usize) -> Result<()> {
+    let records = &document.output.files;
+    let recorded = |file: &SourceFile| records.iter().find(|record| record.name == file.name()).and_then(|record| record.blake3.clone());
+    let known: Vec<(&SourceFile, String)> = model.files().iter().filter_map(|file| Some((file, recorded(file)?))).collect();
+    let check = |i: usize| {
+        let (file, expected) = &known[i];
+        let found = blake3::hash(file.bytes()).to_hex();
+        if found.as_str() == expected {
+            return Ok(());
+        }
+        let message = format!("content: expected BLAKE3 {expected} as the sidecar says, found {found}");
+        Err(Error::malformed(file.path(), message)
+            .with_hint("it changed since it was written, or is of another run: `qtool verify` tells more"))
+    };
+    stream::map(known.len(), threads, check).into_iter().collect()
+}
+
 impl QuantizedModel {
     /// Whether it can be told of a path without a sidecar that it holds a quantized model: a directory whose `config.json` says that
     /// it is in the form of compressed-tensors, whoever wrote it.
-    pub(crate) fn is_of_others(path: &Path) -> bool {
-        path.is_dir() && path.join(document::DIRECTORY_SIDECAR).symlink_metadata().is_err() && read::is_form_of_others(path)
+    pub(crate) fn is_of_others(path: &Path, options: &ReadOptions) -> bool {
+        path.is_dir()
+            && path.join(document::DIRECTORY_SIDECAR).symlink_metadata().is_err()
+            && read::is_form_of_others(path, options.follow_symlinks)
     }
 
     /// Opens an output given as its sidecar, its file of weights or its directory; or a directory that others wrote in the form of
@@ -67,7 +97,7 @@ impl QuantizedModel {
     ///
     /// [`Error::Io`] if a file is missing, [`Error::Malformed`] or [`Error::Tensor`] if sidecar and tensors do not fit.
     pub fn open(output: &Path, options: &ReadOptions) -> Result<Self> {
-        let (sidecar, model, document) = if Self::is_of_others(output) {
+        let (sidecar, model, document) = if Self::is_of_others(output, options) {
             let model = formats::open(output, options)?;
             let document = read::describe(&model)?;
             (output.to_owned(), model, document)
@@ -118,21 +148,7 @@ impl QuantizedModel {
     ///
     /// [`Error::Malformed`] if the content of one has another hash.
     pub(crate) fn check_content(&self, threads: usize) -> Result<()> {
-        let records = &self.document.output.files;
-        let recorded =
-            |file: &SourceFile| records.iter().find(|record| record.name == file.name()).and_then(|record| record.blake3.clone());
-        let known: Vec<(&SourceFile, String)> = self.model.files().iter().filter_map(|file| Some((file, recorded(file)?))).collect();
-        let check = |i: usize| {
-            let (file, expected) = &known[i];
-            let found = blake3::hash(file.bytes()).to_hex();
-            if found.as_str() == expected {
-                return Ok(());
-            }
-            let message = format!("content: expected BLAKE3 {expected} as the sidecar says, found {found}");
-            Err(Error::malformed(file.path(), message)
-                .with_hint("it changed since it was written, or is of another run: `qtool verify` tells more"))
-        };
-        stream::map(known.len(), threads, check).into_iter().collect()
+        check_content(&self.model, &self.document, threads)
     }
 
     /// The tensors of the float model: those that hold scales and zero points are left out.

@@ -78,6 +78,20 @@ impl Target {
         )))
     }
 
+    /// Makes sure that the file of `option` takes the place of no output, and of no `other` file.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] if it would.
+    pub(crate) fn check_apart(&self, option: &str, path: &Path, other: Option<&Path>) -> Result<()> {
+        let resolved = staging::resolve(path);
+        let mut outputs = std::iter::once(self.output.as_path()).chain(self.sidecar.as_deref()).chain(other);
+        match outputs.any(|output| staging::resolve(output) == resolved) {
+            true => Err(Error::Usage(format!("{}: {option}: expected another file than the outputs, found one of them", show_path(path)))),
+            false => Ok(()),
+        }
+    }
+
     /// Makes sure that no output replaces one of `inputs`.
     ///
     /// # Errors
@@ -252,7 +266,7 @@ pub(crate) fn paths(destination: &Destination, model: &Model, tag: &str) -> Resu
 ///
 /// [`Error::Usage`] if it is.
 pub(crate) fn spare(output: &Path, inputs: &[&Path]) -> Result<()> {
-    match inputs.iter().any(|input| same_file(output, input)) {
+    match inputs.iter().any(|input| same_file(output, input) || output.is_dir() && contains(output, input)) {
         true => {
             let found = format!("{}: output: expected another file than those that are read, found one of them", show_path(output));
             Err(Error::Usage(found).with_hint("another name writes elsewhere"))

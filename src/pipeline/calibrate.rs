@@ -102,7 +102,10 @@ pub fn merge(parts: &[PathBuf], output: &Path, force: bool, durability: Durabili
 /// Statistics replace nothing but statistics.
 fn check_output(output: &Path, force: bool) -> Result<()> {
     check_free(output, force)?;
-    if output.symlink_metadata().is_err() || Statistics::recognizes(output) {
+    if output.symlink_metadata().is_err()
+        || output.metadata().is_ok_and(|file| file.is_file() && file.len() == 0)
+        || Statistics::recognizes(output)
+    {
         return Ok(());
     }
     let message = format!("{}: output: expected statistics of qtool to replace, found something else", show_path(output));

@@ -16,7 +16,7 @@ use crate::report::distribution::{BINS, COUNTED, CodeGrid, Distribution};
 use crate::report::{ActivationDetails, QuantizeReport, TensorOutcome};
 use crate::stream;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What was written, and from what.
 pub(super) struct Written<'a> {
@@ -121,17 +121,4 @@ fn histogram(detail: &ActivationDetails, stats: &ActivationStats) -> Distributio
     let range = Range { min: extent.min.min(ends.min), max: extent.max.max(ends.max) };
     let before = if range.min < range.max { stats.summary().even_counts(BINS, range.min, range.max) } else { vec![stats.values()] };
     Distribution { name: detail.name.clone(), range, before, after: Vec::new(), grid }
-}
-
-/// Makes sure that a page takes the place of nothing that the run writes.
-pub(super) fn check_apart(page: &Path, target: &Target) -> Result<()> {
-    let page = crate::outputs::staging::resolve(page);
-    let outputs = std::iter::once(&target.output).chain(&target.sidecar);
-    match outputs.map(|path| crate::outputs::staging::resolve(path)).find(|path| *path == page) {
-        None => Ok(()),
-        Some(taken) => Err(crate::error::Error::Usage(format!(
-            "{}: report: expected another file than the outputs, found one of them",
-            crate::error::show_path(&taken)
-        ))),
-    }
 }

@@ -96,6 +96,8 @@ pub struct Request {
     pub max_drop: Option<f64>,
     /// What the output must not fall short of: else nothing is written.
     pub gates: Gates,
+    /// The file that the recipe was read from, if it was: no output takes its place.
+    pub recipe_file: Option<PathBuf>,
     /// Where the recipe that was followed goes, with what was found by measuring: JSON if the name ends so, else TOML.
     pub emit_recipe: Option<PathBuf>,
     /// What the sidecar records of this request, for [`if_changed`].
@@ -126,6 +128,7 @@ impl Request {
             hash_source: HashSource::Auto,
             seed: 0,
             gates: Gates::default(),
+            recipe_file: None,
             emit_recipe: None,
             max_drop: None,
             record: None,
@@ -224,15 +227,24 @@ impl Prepared {
         let force = request.destination.force || request.replaces_output;
         let destination = Destination { force, ..request.destination.clone() };
         let target = Target::choose(&destination, &model, &form.tag(request.recipe.settings.weights), true)?;
-        target.spare(&request.calibration.files()?.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+        let read: Vec<PathBuf> = request.calibration.files()?.into_iter().chain(request.recipe_file.clone()).collect();
+        target.spare(&read.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+        if let Some(path) = &request.emit_recipe {
+            target.check_apart("--emit-recipe", path, request.page.as_deref())?;
+        }
         if let Some(page) = &request.page {
             html::check_free(page, request.destination.force)?;
-            details::check_apart(page, &target)?;
+            target.check_apart("--report", page, None)?;
         }
         let any = onnx::placeholders(&model, &plan);
         let layout = form.lay_out(&model, &plan, &any, &target.name())?;
         for beside in layout.files.iter().rev().skip(1).filter(|_| !target.is_directory) {
-            target.check_beside(&beside.name, &model)?;
+            let path = target.check_beside(&beside.name, &model)?;
+            if let Some(taken) =
+                [&request.emit_recipe, &request.page].into_iter().flatten().find(|other| staging::resolve(other) == staging::resolve(&path))
+            {
+                return Err(Error::Usage(format!("{}: expected a name apart from the outputs', found one of them", show_path(taken))));
+            }
         }
         target.check_space(layout.bytes())?;
         Ok(Prepared { request, form, model, plan, layout, target, notes, inputs, layers, trained, table })

@@ -27,7 +27,7 @@ impl Prepared {
     /// Number of layers of an ONNX model that would compute in integers if ranges of their activations were known, and do not.
     pub fn wants_ranges(&self) -> usize {
         let Prepared { model, plan, .. } = self;
-        let Some(onnx) = model.onnx() else { return 0 };
+        let Some(onnx) = model.onnx().filter(|_| plan.mode == Mode::Auto) else { return 0 };
         let could = |(_, layer): &(usize, &Layer)| plan.layer_mode(model, onnx, layer, Mode::Static) == LayerMode::Static;
         plan.layers_of(onnx, LayerMode::WeightOnly).filter(could).count()
     }

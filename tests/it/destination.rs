@@ -190,7 +190,9 @@ fn force_replaces_nothing_that_is_read_and_nothing_of_another_kind() {
     dir.ok("quantize model.safetensors -o q.safetensors");
     dir.ok("calibrate model.onnx --samples samples -o a.stats");
     dir.ok("calibrate model.onnx --samples sample.npz -o b.stats");
-    let files = ["model.safetensors", "model.onnx", "notes.txt", "sample.npz", "q.json", "a.stats"];
+    dir.write("rules.toml", "[default]\nobserver = \"mse\"\n");
+    dir.write("notes.md", "of qtool-statistics");
+    let files = ["rules.toml", "notes.md", "model.safetensors", "model.onnx", "notes.txt", "sample.npz", "q.json", "a.stats"];
     let before = files.map(|name| dir.read(name));
     for mistake in [
         "quantize model.safetensors -o r.safetensors --emit-recipe model.safetensors --force",
@@ -200,16 +202,32 @@ fn force_replaces_nothing_that_is_read_and_nothing_of_another_kind() {
         "quantize model.onnx --stats a.stats -o a.stats --force",
         "calibrate model.onnx --samples samples -o model.onnx --force",
         "calibrate model.onnx --samples samples -o notes.txt --force",
+        "calibrate model.onnx --samples samples -o notes.md --force",
         "merge a.stats b.stats -o a.stats --force",
         "dequantize q.safetensors -o q.json --force",
+        "quantize model.safetensors -o new.safetensors --emit-recipe new.json --force",
+        "quantize model.safetensors -o new.toml --emit-recipe new.toml",
+        "quantize model.safetensors -o new.safetensors --emit-recipe new.html --report new.html --force",
+        "quantize model.safetensors --recipe rules.toml -o rules.toml --force",
         // A name that promises another format could not be read again.
         "quantize model.safetensors -o r.onnx",
         "quantize model.onnx -o r.safetensors",
     ] {
         dir.fails(mistake, 2);
         assert!(files.map(|name| dir.read(name)) == before && !dir.exists("r.onnx") && !dir.exists("r.safetensors"), "{mistake}");
+        assert!(dir.names().iter().all(|name| !name.starts_with("new")), "{mistake}: {:?}", dir.names());
     }
     dir.ok("quantize model.safetensors -o r.safetensors --emit-recipe r.toml");
     dir.ok("quantize model.safetensors -o r.safetensors --emit-recipe r.toml --force");
     dir.ok("calibrate model.onnx --samples samples -o b.stats --force");
+}
+
+#[test]
+fn a_directory_with_samples_in_it_is_not_replaced() {
+    let dir = crate::calibrated::checkpoint();
+    dir.ok("quantize m --scheme w8a16 -o out");
+    dir.write("out/s.safetensors", dir.read("s/0.safetensors"));
+    let run = dir.fails("quantize m --scheme w4a16 --rounding gptq --samples out/s.safetensors -o out --force", 2);
+    assert!(run.stderr.contains("expected another file than those that are read"), "{run}");
+    assert!(dir.exists("out/s.safetensors"));
 }

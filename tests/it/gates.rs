@@ -265,3 +265,13 @@ fn junit_files_are_written_whatever_the_outcome() {
     }
     assert_eq!(dir.names(), before);
 }
+
+#[test]
+fn a_mistake_leaves_no_earlier_success_for_ci_to_read() {
+    let dir = crate::support::Workdir::with_fixture();
+    dir.ok("quantize model.safetensors --min-sqnr 20 --junit checks.xml");
+    assert!(String::from_utf8(dir.read("checks.xml")).unwrap().contains("failures=\"0\""));
+    dir.fails("quantize model.safetensors --target tensorrt --junit checks.xml -o other.safetensors", 2);
+    let text = String::from_utf8(dir.read("checks.xml")).unwrap();
+    assert!(text.contains("errors=\"1\"") && text.contains("--target"), "{text}");
+}

@@ -121,7 +121,7 @@ fn options_that_nothing_follows_are_noted_or_refused() {
     let run = dir.ok("quantize model.onnx --op-types Conv,MatMul --samples samples --activations int8 --activation-observer mse");
     assert!(!run.stdout.contains("no layer"), "{run}");
     // What is only looked at may be there.
-    assert!(dir.ok("quantize model.onnx --dry-run").stdout.contains("note: the output is there already: it takes --force to replace it"));
+    assert!(dir.ok("quantize model.onnx --dry-run").stdout.contains("is there already: it takes --force to replace it"));
     dir.fails("quantize model.onnx", 2);
 }
 
@@ -179,7 +179,7 @@ fn what_was_asked_for_and_cannot_be_is_no_success() {
     let run = dir.ok("quantize model.safetensors --observer output-mse -o w.safetensors");
     assert!(run.stdout.contains("note: methods that look at what layers take are, without samples"), "{run}");
     let run = dir.ok("quantize model.onnx -o w8.onnx --report w8.html --emit-recipe w8.toml");
-    assert!(run.stdout.contains("3 layers have codes as weights and compute in float: --samples puts them in integers"), "{run}");
+    assert!(run.stdout.contains("3 layers compute with codes as weights in float: --samples puts such layers in integers"), "{run}");
     assert!(run.stdout.contains("\n      w8.html\n      w8.toml\n"), "{run}");
 }
 

@@ -158,7 +158,7 @@ fn a_dry_run_tells_the_plan_and_writes_nothing() {
     assert_eq!(done["bytes_before"], dir.read("model.safetensors").len());
     assert!(done["total"]["sqnr_db"].as_f64().unwrap() > 30.0, "{done}");
     // A plan meets the same obstacles as the run, but for an output that is only in the way.
-    assert!(dir.ok("quantize model.safetensors --dry-run").stdout.contains("note: the output is there already"));
+    assert!(dir.ok("quantize model.safetensors --dry-run").stdout.contains("is there already: it takes --force"));
     dir.fails("quantize model.safetensors --dry-run -o nowhere/out.safetensors", 4);
 }
 

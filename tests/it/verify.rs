@@ -255,3 +255,21 @@ fn the_quantized_model_is_not_taken_for_the_float_one() {
     let run = dir.fails("compare q.safetensors model.safetensors", 2);
     assert!(run.stderr.contains("the other way round"), "{run}");
 }
+
+#[test]
+fn graphs_that_changed_since_they_were_written_are_not_read_back_either() {
+    let dir = crate::onnx_quantize::small();
+    dir.ok("quantize model.onnx --samples samples -o q.onnx");
+    dir.ok("compare model.onnx q.onnx --samples samples");
+    dir.fails("dequantize q.onnx -o q.json --force", 2);
+    let mut model = dir.read("q.onnx");
+    let producer = b"qtool";
+    let place = model.windows(producer.len()).position(|window| window == producer);
+    let place = place.unwrap_or(model.len() / 2);
+    model[place] ^= 1;
+    dir.write("q.onnx", model);
+    for command in ["dequantize q.onnx -o f.onnx", "compare model.onnx q.onnx --samples samples"] {
+        dir.fails(command, 1);
+    }
+    assert!(!dir.exists("f.onnx"));
+}

@@ -91,7 +91,7 @@ fn place(model: &Model, index: &HashMap<&str, usize>, block: &str, fold: &Fold) 
 }
 
 fn model_type(model: &Model) -> Option<String> {
-    let file = MappedFile::open(&beside(model.path(), "config.json").ok()?).ok()?;
+    let file = MappedFile::open(&beside(model.path(), "config.json", model.follows_links()).ok()?).ok()?;
     let members = parse_object(std::str::from_utf8(file.bytes()).ok()?).ok()?;
     let (_, value) = members.into_iter().find(|(key, _)| key == "model_type")?;
     serde_json::from_str(value.get()).ok()

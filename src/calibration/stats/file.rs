@@ -103,7 +103,9 @@ impl Statistics {
     pub(crate) fn recognizes(path: &Path) -> bool {
         let Ok(file) = MappedFile::open(path) else { return false };
         let start = &file.bytes()[..file.bytes().len().min(START)];
-        start.windows(FORMAT.len()).any(|window| window == FORMAT.as_bytes())
+        let begin = format!("{{\"__metadata__\":{{\"{KEY}\":");
+        start.get(8..).is_some_and(|header| header.starts_with(begin.as_bytes()))
+            && start.windows(FORMAT.len()).any(|window| window == FORMAT.as_bytes())
     }
 
     /// The content of a file of these statistics. Equal statistics have equal bytes.

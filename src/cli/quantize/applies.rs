@@ -1,7 +1,7 @@
 //! Whether options of `qtool quantize` have something to say in the run that they are for.
 
 use super::Arguments;
-use qtool::error::show_name;
+use qtool::error::{show_name, show_path};
 use qtool::pipeline::{ActivationUse, Prepared};
 use qtool::recipe::Mode;
 use qtool::recipe::presets::Preset;
@@ -70,15 +70,21 @@ impl Arguments {
         let observer =
             looks_in_vain.then(|| "methods that look at what layers take are, without samples, those that look at weights only".to_owned());
         let wanting = prepared.wants_ranges();
-        let wants = (wanting > 0 && self.mode.is_none() && !has_samples && self.stats.is_empty() && self.ranges.is_none())
-            .then(|| format!("{wanting} layers have codes as weights and compute in float: --samples puts them in integers"));
+        let wants = (wanting > 0 && !has_samples && self.stats.is_empty() && self.ranges.is_none()).then(|| {
+            format!(
+                "{} with codes as weights in float: --samples puts such layers in integers",
+                if wanting == 1 { "1 layer computes".to_owned() } else { format!("{wanting} layers compute") }
+            )
+        });
         let unused = unused.into_iter().filter(|(is_unused, _)| *is_unused).map(|(_, what)| format!("{what}; {why}"));
         let name = self.recipe.as_deref().and_then(Path::to_str).unwrap_or_default();
         let is_scheme = Preset::scheme(name).is_ok() && self.format.is_none() && self.scheme.is_none() && self.model.is_dir();
         let of_scheme = is_scheme
             .then(|| format!("--recipe {name} has the rules only: --scheme {name} writes a directory that transformers and vLLM load"));
-        let is_in_the_way = self.dry_run && !self.force && !self.in_place && prepared.report().output.exists();
-        let in_the_way = is_in_the_way.then(|| "the output is there already: it takes --force to replace it".to_owned());
+        let report = prepared.report();
+        let written = [Some(&report.output), Some(&report.sidecar), self.emit_recipe.as_ref(), self.report.as_ref()];
+        let there = written.into_iter().flatten().find(|path| self.dry_run && !self.force && !self.in_place && path.exists());
+        let in_the_way = there.map(|path| format!("{} is there already: it takes --force to replace it", show_path(path)));
         unused.chain(observer).chain(samples).chain(wants).chain(of_scheme).chain(in_the_way).collect()
     }
 }

@@ -339,10 +339,12 @@ impl Arguments {
             destination: Destination {
                 output: self.output.clone(),
                 sidecar: self.sidecar.clone(),
-                force: self.force,
+                // What is only looked at may be there.
+                force: self.force || self.dry_run,
                 in_place: self.in_place,
                 durability: self.durability.into(),
             },
+            recipe_file: self.recipe.clone(),
             recipe,
             form,
             recorded_form: recorded.as_ref().and_then(|run| run.form),
@@ -357,8 +359,7 @@ impl Arguments {
             seed: self.seed.or(recorded.map(|run| run.seed)).unwrap_or_default(),
             max_drop: self.max_drop,
             record: None,
-            // What is only looked at may be there.
-            replaces_output: self.dry_run,
+            replaces_output: false,
             gates: self.gates.with_min_sqnr(&min_sqnr),
             emit_recipe: self.emit_recipe.clone(),
             page: self.report.clone(),
@@ -394,11 +395,11 @@ pub(super) fn run(arguments: &Arguments) -> Done {
         }
     }
     let prepared = junit.tell(COMMAND, Prepared::new(request).map_err(print::Failed::from))?;
-    arguments.check_kind(&prepared)?;
-    arguments.check_something(&prepared)?;
+    let applies = arguments.check_kind(&prepared).and_then(|()| arguments.check_something(&prepared));
+    junit.tell(COMMAND, applies.map_err(print::Failed::from))?;
     let notes = arguments.notes(&prepared);
     if arguments.dry_run {
-        prepared.check_calibration()?;
+        junit.tell(COMMAND, prepared.check_calibration().map_err(print::Failed::from))?;
         let report = prepared.report();
         let report = QuantizeReport { notes: report.notes.iter().chain(&notes).cloned().collect(), ..report };
         return print.show(&report, || terminal::plan(&report, prepared.buffer_bytes()));

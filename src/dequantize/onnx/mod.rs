@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::outputs::assemble::Assembly;
 use crate::outputs::onnx::file;
+use crate::outputs::quantized::check_recorded;
 use crate::outputs::target::{Destination, Target};
 use crate::outputs::{Content, FileLayout, OutputLayout};
 use crate::stream::{self, Jobs, Progress, Scratch};
@@ -32,9 +33,11 @@ const PIECE: usize = 1 << 18;
 /// As [`super::dequantize`].
 pub(super) fn dequantize(model: &Model, destination: &Destination, threads: usize, progress: &dyn Progress) -> Result<PathBuf> {
     let onnx = model.onnx().expect("the caller has looked");
+    let sidecar = check_recorded(model, threads)?;
     let malformed = |message: String| Error::malformed(model.path(), message);
     let (proto, constants) = graph::to_float(onnx.file.proto.clone()).map_err(malformed)?;
     let target = Target::choose(destination, model, TAG, false)?;
+    target.spare(&sidecar.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     let deferred: Vec<Content> = (0..constants.len()).map(Content::Source).collect();
     let files = file::lay_out(proto, &deferred, &target.name(), onnx.file.has_external_data);
     let layout = OutputLayout { files, documents: Vec::new() };

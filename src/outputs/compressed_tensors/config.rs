@@ -34,8 +34,8 @@ impl Config {
     /// # Errors
     ///
     /// As [`Config::read_any`]; [`Error::Malformed`] if the model is quantized already.
-    pub(super) fn read(dir: &Path) -> Result<Self> {
-        let config = Config::read_any(dir)?;
+    pub(super) fn read(dir: &Path, follows_links: bool) -> Result<Self> {
+        let config = Config::read_any(dir, follows_links)?;
         if config.is_quantized() {
             let error = Error::malformed(&dir.join(NAME), format!("{KEY}: expected none, found that the model is quantized already"));
             return Err(error.with_hint("start from the float model"));
@@ -48,8 +48,8 @@ impl Config {
     /// # Errors
     ///
     /// [`Error::Io`] if there is none; [`Error::Limit`]; [`Error::Malformed`] if it is not one JSON object.
-    pub(super) fn read_any(dir: &Path) -> Result<Self> {
-        let path = crate::formats::beside(dir, NAME)?;
+    pub(super) fn read_any(dir: &Path, follows_links: bool) -> Result<Self> {
+        let path = crate::formats::beside(dir, NAME, follows_links)?;
         let file = MappedFile::open(&path)?;
         let found = file.bytes().len() as u64;
         if found > MAX_BYTES {

@@ -122,7 +122,7 @@ impl Output for CompressedTensors {
             return Err(Error::malformed(model.path(), "format: expected a directory in Hugging Face layout, found a file")
                 .with_hint("--format compressed-tensors needs the model's config.json beside its weights"));
         }
-        let config = Config::read(model.path())?;
+        let config = Config::read(model.path(), model.follows_links())?;
         if let Some(kind) = config.has_no_linear_modules() {
             let message =
                 format!("config.json: model_type: expected a model of Linear modules, found {kind:?}, whose weights are transposed");
@@ -134,7 +134,7 @@ impl Output for CompressedTensors {
     }
 
     fn lay_out(&self, model: &Model, plan: &Plan, chosen: &Chosen, _name: &str) -> Result<OutputLayout> {
-        let config = Config::read(model.path())?;
+        let config = Config::read(model.path(), model.follows_links())?;
         let schemes = schemes(model, plan, chosen)?;
         modules::check_fused(model, &schemes)?;
         let mut files = Vec::with_capacity(model.files().len());

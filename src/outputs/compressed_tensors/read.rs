@@ -20,8 +20,8 @@ pub(crate) fn is_form_of(document: &Document) -> bool {
 }
 
 /// Whether the `config.json` of a directory says that the model is in this form.
-pub(crate) fn is_form_of_others(dir: &Path) -> bool {
-    Config::read_any(dir).is_ok_and(|config| config.is_of_this_form())
+pub(crate) fn is_form_of_others(dir: &Path, follows_links: bool) -> bool {
+    Config::read_any(dir, follows_links).is_ok_and(|config| config.is_of_this_form())
 }
 
 /// What a sidecar would say of a model that others wrote in this form: names and dimensions of tensors tell.
@@ -214,8 +214,9 @@ fn unpacked(tensor: &ModelTensor, rows: usize, groups: usize, bits: u32) -> Opti
 /// # Errors
 ///
 /// As [`Config::read`].
-pub(crate) fn float_config(dir: &Path) -> Result<(String, Vec<u8>)> {
-    let config = Config::read_any(dir)?;
+pub(crate) fn float_config(model: &Model) -> Result<(String, Vec<u8>)> {
+    let dir = model.path();
+    let config = Config::read_any(dir, model.follows_links())?;
     if !config.is_quantized() {
         let found = format!("{}: expected to be quantized, found that it is not", show_name(config::NAME));
         return Err(Error::malformed(dir, found));

@@ -291,11 +291,7 @@ fn others(unit: &Unit<'_, '_>, quantized: usize, edges: usize) -> String {
     if unit.output.is_output {
         return format!("{output} is an output of the graph besides");
     }
-    if edges > quantized {
-        format!("{output} is read as a float besides, {} times", edges - quantized)
-    } else {
-        format!("{output} is quantized in {quantized} ways")
-    }
+    if edges > quantized { format!("{output} is read as a float besides") } else { format!("{output} is quantized in {quantized} ways") }
 }
 
 fn product_has_other_readers(unit: &Unit<'_, '_>) -> Option<String> {

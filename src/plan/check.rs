@@ -20,16 +20,8 @@ pub(crate) fn matches(model: &Model, recipe: &Recipe) -> Result<Vec<usize>> {
     }
     for wanted in &recipe.op_types {
         look_up("--op-types", OPERATORS, |operator| operator.op_type, wanted)?;
-        if model.onnx().is_none() {
-            return Err(Error::Usage("--op-types: expected an ONNX model, whose operators are known, found another kind".into()));
-        }
-        if model.tensors().iter().all(|tensor| tensor.role.op() != Some(wanted)) {
-            let there: BTreeSet<&str> = model.tensors().iter().filter_map(|tensor| tensor.role.op()).collect();
-            let there = there.into_iter().collect::<Vec<_>>().join(", ");
-            let error = Error::Usage(format!("--op-types: expected operators that have weights in this model, found {wanted}"));
-            return Err(error.with_hint(if there.is_empty() { "no operator has".into() } else { format!("those of {there} have") }));
-        }
     }
+    check_op_types(model, recipe)?;
     for layer in &recipe.layers {
         let is_there = match (&layer.op, model.onnx()) {
             (Some(op), Some(_)) => model.tensors().iter().any(|tensor| tensor.role.op() == Some(op)),
@@ -43,6 +35,24 @@ pub(crate) fn matches(model: &Model, recipe: &Recipe) -> Result<Vec<usize>> {
         }
     }
     recipe.rules.iter().map(|rule| count(model, recipe, rule)).collect()
+}
+
+/// Some of the operators that were asked for have weights in the model.
+fn check_op_types(model: &Model, recipe: &Recipe) -> Result<()> {
+    if recipe.op_types.is_empty() {
+        return Ok(());
+    }
+    if model.onnx().is_none() {
+        return Err(Error::Usage("--op-types: expected an ONNX model, whose operators are known, found another kind".into()));
+    }
+    let there: BTreeSet<&str> = model.tensors().iter().filter_map(|tensor| tensor.role.op()).collect();
+    if recipe.op_types.iter().any(|wanted| there.contains(wanted.as_str())) {
+        return Ok(());
+    }
+    let there = there.into_iter().collect::<Vec<_>>().join(", ");
+    let error =
+        Error::Usage(format!("--op-types: expected operators that have weights in this model, found {}", recipe.op_types.join(", ")));
+    Err(error.with_hint(if there.is_empty() { "no operator has".into() } else { format!("those of {there} have") }))
 }
 
 fn count(model: &Model, recipe: &Recipe, rule: &Rule) -> Result<usize> {

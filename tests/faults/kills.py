@@ -42,13 +42,16 @@ def signals_at_every_call(workers, findings):
         with workers.scene(form) as scene:
             points = trace.points(scene, workers.calls)
 
+        landed = []
+
         def trial(scene, what):
             kind, (call, n, line) = what
             scene.reset()
-            run, landed = trace.injected(scene, call, f"signal={kind}:delay_exit={LONGER}:when={n}")
+            run, _ = trace.injected(scene, call, f"signal={kind}:delay_exit={LONGER}:when={n}")
             state, debris = scene.state()
             problem = None
             if run.code == -getattr(signal, f"SIG{kind}"):
+                landed.append(n)
                 findings.count("signals that landed")
             elif run.code != 0 or state != "new":
                 problem = f"wrong status: {run}"
@@ -60,6 +63,8 @@ def signals_at_every_call(workers, findings):
             findings.check(problem, f"{form.name}: {kind} at {call} {n}: {line}")
 
         workers.each(form, [(kinds[i % 3], point) for i, point in enumerate(points)], trial)
+        if points and not landed:
+            findings.check("no signal landed", form.name)
 
 
 def at_random_times(workers, findings, wanted):

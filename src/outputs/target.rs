@@ -4,6 +4,7 @@ use super::document::{DIRECTORY_SIDECAR, Document, sidecar_path};
 use super::staging::{self, Durability};
 use crate::error::{Error, Result, show_path};
 use crate::model::{Layout, Model};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What the user says about where outputs go.
@@ -169,6 +170,10 @@ impl Target {
             let message = "sidecar: expected one of this output to replace, found one of another, which would be lost";
             return Err(Error::Usage(format!("{}: {message}", show_path(path))).with_hint("--sidecar or -o gives this one another name"));
         }
+        if let Some(stray) = of_somebody_else(path) {
+            let message = format!("{}: output: expected only files that its sidecar lists, found {}", show_path(path), show_path(&stray));
+            return Err(Error::Usage(message).with_hint("it would be lost: move it elsewhere, or -o writes elsewhere"));
+        }
         match fine {
             true => Ok(()),
             false => Err(Error::Usage(format!("{}: output: expected {expected}, found something else", show_path(path)))
@@ -258,6 +263,29 @@ pub(crate) fn paths(destination: &Destination, model: &Model, tag: &str) -> Resu
         (None, false) => sidecar_path(&output),
     };
     Ok((output, sidecar))
+}
+
+/// Deepest that directories of outputs nest: those that go with a model.
+const DEEPEST: usize = 16;
+
+/// A file in the output directory `dir` that its sidecar does not list, so that somebody else put it there.
+fn of_somebody_else(dir: &Path) -> Option<PathBuf> {
+    let sidecar = dir.join(DIRECTORY_SIDECAR);
+    let document = Document::read(&sidecar).ok().filter(|_| dir.is_dir())?;
+    let listed: BTreeSet<PathBuf> = document.output.files.iter().map(|file| dir.join(&file.name)).chain([sidecar]).collect();
+    let mut directories = vec![(dir.to_owned(), 0)];
+    while let Some((inner, depth)) = directories.pop() {
+        for entry in inner.read_dir().ok()?.flatten() {
+            let path = entry.path();
+            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if is_directory && depth < DEEPEST {
+                directories.push((path, depth + 1));
+            } else if !listed.contains(&path) {
+                return Some(path);
+            }
+        }
+    }
+    None
 }
 
 /// Makes sure that `output` is none of `inputs`.

@@ -228,6 +228,24 @@ fn a_directory_with_samples_in_it_is_not_replaced() {
     dir.ok("quantize m --scheme w8a16 -o out");
     dir.write("out/s.safetensors", dir.read("s/0.safetensors"));
     let run = dir.fails("quantize m --scheme w4a16 --rounding gptq --samples out/s.safetensors -o out --force", 2);
-    assert!(run.stderr.contains("expected another file than those that are read"), "{run}");
+    assert!(run.stderr.contains("found out/s.safetensors"), "{run}");
     assert!(dir.exists("out/s.safetensors"));
+}
+
+#[test]
+fn a_directory_with_files_of_somebody_else_is_not_replaced() {
+    let dir = crate::calibrated::checkpoint();
+    dir.write("m/tokenizer.json", "{}");
+    dir.write("m/more/words.txt", "words");
+    dir.ok("quantize m --scheme w8a16 -o out --if-changed");
+    dir.ok("quantize m --scheme w8a8 -o out --force");
+    for mine in ["out/notes.md", "out/more/results.json"] {
+        dir.write(mine, "precious");
+        for options in ["--force", "--if-changed"] {
+            let run = dir.fails(&format!("quantize m --scheme w4a16 -o out {options}"), 2);
+            assert!(run.stderr.contains("expected only files that its sidecar lists") && run.stderr.contains(mine), "{run}");
+        }
+        std::fs::remove_file(dir.path(mine)).unwrap();
+    }
+    dir.ok("quantize m --scheme w4a16 -o out --force");
 }

@@ -131,9 +131,12 @@ fn an_existing_directory_is_replaced_as_a_whole_and_only_by_force() {
     dir.fails("quantize m -o . --force", 2);
     std::fs::remove_file(dir.path("m-int8/old.txt")).unwrap();
     dir.ok("quantize m --force");
-    dir.write("m-int8/old.txt", "of an earlier run");
+    dir.write("m/extra.txt", "of the model");
     dir.ok("quantize m --force");
-    assert!(!dir.exists("m-int8/old.txt") && dir.exists("m-int8/qtool.json"));
+    assert!(dir.exists("m-int8/extra.txt"));
+    std::fs::remove_file(dir.path("m/extra.txt")).unwrap();
+    dir.ok("quantize m --force");
+    assert!(!dir.exists("m-int8/extra.txt") && dir.exists("m-int8/qtool.json"));
     dir.ok("verify m-int8");
     dir.expect_no_temporaries();
 }

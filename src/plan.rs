@@ -3,7 +3,7 @@
 mod check;
 pub(crate) mod saturation;
 
-pub(crate) use check::{declare, matches};
+pub(crate) use check::declare;
 
 use crate::algorithms::RoundingChoice;
 use crate::error::{Error, Result, show_name};
@@ -128,7 +128,7 @@ impl Plan {
     ///
     /// [`Error::Usage`] if a pattern matches no tensor, an observer does not exist or an axis is out of bounds.
     pub fn new(model: &Model, recipe: &Recipe) -> Result<Self> {
-        matches(model, recipe)?;
+        check::check_matches(model, recipe)?;
         for method in recipe.observers_in_use() {
             recipe.observers.choose(method)?;
         }

@@ -66,8 +66,7 @@ impl<'a> Ranges<'a> {
     pub(crate) fn choose_all(&self, values: &QuantizedValues, recipe: &Recipe) -> Result<BTreeMap<String, Choice>> {
         self.check_table(values)?;
         let choose = |(name, source): (&String, &RangeSource)| {
-            let origin = if let RangeSource::SameAs(origin) = source { origin } else { name };
-            Ok((name.clone(), self.choose(name, source, recipe.activations.observer_of(origin))?))
+            Ok((name.clone(), self.choose(name, source, recipe.activations.observer_of(source.origin(name)))?))
         };
         values.values.iter().map(choose).collect()
     }
@@ -76,8 +75,8 @@ impl<'a> Ranges<'a> {
     fn check_table(&self, values: &QuantizedValues) -> Result<()> {
         let Some(table) = self.table else { return Ok(()) };
         let lacks = |(name, source): &(&String, &RangeSource)| {
-            let origin = if let RangeSource::SameAs(origin) = source { origin } else { *name };
-            !matches!(source, RangeSource::Known(_)) && self.given(name, source).is_none() && !self.activations.contains_key(origin)
+            let is_observed = self.activations.contains_key(source.origin(name));
+            !matches!(source, RangeSource::Known(_)) && self.given(name, source).is_none() && !is_observed
         };
         let lacking: Vec<String> = values.values.iter().filter(lacks).map(|(name, _)| show_name(name).to_string()).collect();
         let listed = lacking.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -108,9 +107,8 @@ impl<'a> Ranges<'a> {
         }
         let observer = self.observers.choose(observer)?;
         let range = match source {
-            RangeSource::Observed => self.observed(name, &observer)?,
-            RangeSource::SameAs(origin) => self.observed(origin, &observer)?,
             RangeSource::Known(range) => *range,
+            RangeSource::Observed | RangeSource::SameAs(_) => self.observed(source.origin(name), &observer)?,
         };
         let choice = Choice { observer: observer.method(), range: range.with_zero(), params: self.rule.choose_params(range) };
         self.known.lock().expect(lock).insert(key, choice.clone());
@@ -119,8 +117,7 @@ impl<'a> Ranges<'a> {
 
     /// What follows from the range that a file has of a value, or of the one whose elements it has.
     fn given(&self, name: &str, source: &RangeSource) -> Option<Choice> {
-        let origin = if let RangeSource::SameAs(origin) = source { origin } else { name };
-        let Given { range, scale } = *self.table?.get(origin).or_else(|| self.table?.get(name))?;
+        let Given { range, scale } = *self.table?.get(source.origin(name)).or_else(|| self.table?.get(name))?;
         let mut params = self.rule.choose_params(range);
         // The range is rounded, and its scale may be a bit off the one that it was made of.
         let is_of_scale = self.rule.symmetric && self.rule.grid.qmax - self.rule.grid.qmin == 2 * 127;

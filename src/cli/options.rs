@@ -303,8 +303,8 @@ impl Junit {
     }
 
     /// Tells of a run that ended before anything was judged; gives its error back.
-    pub(super) fn tell<T>(&self, command: &str, done: Result<T, print::Failed>) -> Result<T, print::Failed> {
-        done.inspect_err(|error| {
+    pub(super) fn tell<T>(&self, command: &str, done: Result<T, impl Into<print::Failed>>) -> Result<T, print::Failed> {
+        done.map_err(Into::into).inspect_err(|error| {
             // The error itself is what is reported.
             let _ = self.write(|| Suite::of_error(command, &error.to_string()));
         })

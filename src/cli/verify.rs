@@ -1,7 +1,7 @@
 //! `qtool verify`.
 
 use super::progress::Bar;
-use super::{Done, options, print};
+use super::{Done, options};
 use qtool::report::junit::Suite;
 use qtool::report::terminal;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     let bar = Bar::new(arguments.print.quiet);
     let found = qtool::verify::verify(output, &arguments.read.options(), &bar);
     bar.finish();
-    let found = junit.tell("verify", found.map_err(print::Failed::from))?;
+    let found = junit.tell("verify", found)?;
     junit.write(|| Suite::of_verification(&found))?;
     arguments.print.show(&found, || terminal::verification(&found))?;
     Ok(found.check()?)

@@ -11,6 +11,7 @@ use crate::formats::onnx::tensor::element_type;
 use crate::formats::{self, ReadOptions};
 use crate::gates::{GateRow, Gates, Kind, Measure, Subject};
 use crate::graph::lower;
+use crate::model::Model;
 use crate::outputs::quantized::check_recorded;
 use crate::recipe::Pattern;
 use crate::stream::{self, Progress};
@@ -133,9 +134,10 @@ pub fn compare_outputs(request: &OutputRequest, progress: &dyn Progress) -> Resu
         let missing = Error::Usage("compare: expected samples to run ONNX models on, found none".into());
         return Err(missing.with_hint("give --samples PATH: .npz, .npy, .safetensors or .pb files, or directories of them"));
     }
-    let float = open(&request.float, &request.read)?;
-    check_recorded(&formats::open(&request.quantized, &request.read)?, request.threads)?;
-    let mut quantized = open(&request.quantized, &request.read)?;
+    let float = graph_of(formats::open(&request.float, &request.read)?)?;
+    let quantized = formats::open(&request.quantized, &request.read)?;
+    check_recorded(&quantized, request.threads)?;
+    let mut quantized = graph_of(quantized)?;
     let of = |proto: &ModelProto| proto.graph.as_deref().map(|graph| (outputs(graph), inputs(graph))).unwrap_or_default();
     let ((outputs, inputs), (other_outputs, other_inputs)) = (of(&float), of(&quantized));
     let input_names = |inputs: &[InputSpec]| inputs.iter().map(|input| input.name.clone()).collect::<Vec<_>>();
@@ -187,11 +189,12 @@ pub fn compare_outputs(request: &OutputRequest, progress: &dyn Progress) -> Resu
     Ok(OutputComparison { samples: samples.len(), outputs: outputs.collect(), layers: layers.map(|layers| layers.report(&layer_totals)) })
 }
 
-/// An ONNX model, with the values of its constants at hand.
-fn open(path: &Path, read: &ReadOptions) -> Result<ModelProto> {
-    match formats::open(path, read)?.into_onnx() {
+/// The graph of an ONNX model, with the values of its constants at hand.
+fn graph_of(model: Model) -> Result<ModelProto> {
+    let path = model.path().to_owned();
+    match model.into_onnx() {
         Some(onnx) => Ok(onnx.file.proto),
-        None => Err(Error::malformed(path, "format: expected ONNX, as the other model, found another")),
+        None => Err(Error::malformed(&path, "format: expected ONNX, as the other model, found another")),
     }
 }
 

@@ -131,29 +131,22 @@ fn check_bare_name(index: &Path, shard: &str) -> Result<()> {
 
 /// `dir/name`, if following links does not lead out of `dir`, or may.
 pub(crate) fn contained(dir: &Path, name: impl AsRef<Path>, options: &ReadOptions) -> Result<PathBuf> {
-    let leads_out = |error: Error| error.with_hint("pass --follow-symlinks if you trust where it leads");
-    if options.follow_symlinks {
-        Ok(dir.join(name))
-    } else {
-        within(dir, name).map_err(|(error, out)| if out { leads_out(error) } else { error })
-    }
+    beside(dir, name, options.follow_symlinks)
 }
 
-/// `dir/name`, if following links does not lead out of `dir`, or `follows_links`: for what is only read beside a model.
+/// As [`contained`], for what is only read beside a model.
 pub(crate) fn beside(dir: &Path, name: impl AsRef<Path>, follows_links: bool) -> Result<PathBuf> {
-    contained(dir, name, &ReadOptions { follow_symlinks: follows_links, ..ReadOptions::default() })
-}
-
-/// As [`beside`]; the error comes with whether a link leads out.
-fn within(dir: &Path, name: impl AsRef<Path>) -> Result<PathBuf, (Error, bool)> {
     let path = dir.join(name);
+    if follows_links {
+        return Ok(path);
+    }
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    let real = path.canonicalize().map_err(|e| (Error::io(&path, "open", e), false))?;
-    if is_inside(dir, &real).map_err(|error| (error, false))? {
+    let real = path.canonicalize().map_err(|e| Error::io(&path, "open", e))?;
+    if is_inside(dir, &real)? {
         return Ok(path);
     }
     let found = format!("symbolic link: expected a target within the directory, found {}", crate::error::show_path(&real));
-    Err((Error::malformed(&path, found), true))
+    Err(Error::malformed(&path, found).with_hint("pass --follow-symlinks if you trust where it leads"))
 }
 
 pub(super) fn is_inside(dir: &Path, real: &Path) -> Result<bool> {

@@ -52,6 +52,13 @@ pub(crate) enum RangeSource {
     Known(Range),
 }
 
+impl RangeSource {
+    /// The value whose range `name` has: another one, or itself.
+    pub(crate) fn origin<'a>(&'a self, name: &'a str) -> &'a str {
+        if let RangeSource::SameAs(origin) = self { origin } else { name }
+    }
+}
+
 /// The quantized output of a layer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LayerOutput {

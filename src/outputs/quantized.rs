@@ -41,8 +41,8 @@ pub(crate) struct QuantizedTensor {
     limit: Option<f32>,
 }
 
-/// The sidecar of ours that lists the files of `model` as its output, of codes and not of floats.
-pub(crate) fn sidecar_of_codes(model: &Model) -> Option<PathBuf> {
+/// The sidecar of ours that lists the files of `model` as its output, of codes and not of floats: where it is and what it says.
+pub(crate) fn sidecar_of_codes(model: &Model) -> Option<(PathBuf, Document)> {
     let sidecar = document::find(model.path(), &ReadOptions::default()).ok()?;
     let document = Document::read(&sidecar).ok()?;
     let is_listed = |file: &SourceFile| {
@@ -50,7 +50,7 @@ pub(crate) fn sidecar_of_codes(model: &Model) -> Option<PathBuf> {
         document.output.files.iter().any(|record| record.name == file.name() && record.bytes == bytes)
     };
     let is_of_codes = !document.tensors.is_empty() && document.output.form != fake_quant::NAME;
-    (is_of_codes && model.files().iter().all(is_listed)).then_some(sidecar)
+    (is_of_codes && model.files().iter().all(is_listed)).then_some((sidecar, document))
 }
 
 /// Makes sure that the content of `model` is as its sidecar says, if there is one that lists its files; returns that.
@@ -59,8 +59,8 @@ pub(crate) fn sidecar_of_codes(model: &Model) -> Option<PathBuf> {
 ///
 /// [`Error::Malformed`] if the content of one has another hash.
 pub(crate) fn check_recorded(model: &Model, threads: usize) -> Result<Option<PathBuf>> {
-    let Some(sidecar) = sidecar_of_codes(model) else { return Ok(None) };
-    check_content(model, &Document::read(&sidecar)?, threads)?;
+    let Some((sidecar, document)) = sidecar_of_codes(model) else { return Ok(None) };
+    check_content(model, &document, threads)?;
     Ok(Some(sidecar))
 }
 

@@ -79,14 +79,14 @@ impl Target {
         )))
     }
 
-    /// Makes sure that the file of `option` takes the place of no output, and of no `other` file.
+    /// Makes sure that the file of `option` takes the place of no output, and of none of `others`.
     ///
     /// # Errors
     ///
     /// [`Error::Usage`] if it would.
-    pub(crate) fn check_apart(&self, option: &str, path: &Path, other: Option<&Path>) -> Result<()> {
+    pub(crate) fn check_apart(&self, option: &str, path: &Path, others: &[PathBuf]) -> Result<()> {
         let resolved = staging::resolve(path);
-        let mut outputs = std::iter::once(self.output.as_path()).chain(self.sidecar.as_deref()).chain(other);
+        let mut outputs = std::iter::once(&self.output).chain(&self.sidecar).chain(others);
         match outputs.any(|output| staging::resolve(output) == resolved) {
             true => Err(Error::Usage(format!("{}: {option}: expected another file than the outputs, found one of them", show_path(path)))),
             false => Ok(()),
@@ -98,7 +98,7 @@ impl Target {
     /// # Errors
     ///
     /// [`Error::Usage`] if one would.
-    pub(crate) fn spare(&self, inputs: &[&Path]) -> Result<()> {
+    pub(crate) fn spare(&self, inputs: &[impl AsRef<Path>]) -> Result<()> {
         self.appearing().try_for_each(|output| spare(output, inputs))
     }
 
@@ -160,9 +160,9 @@ impl Target {
         let is_sidecar = |path: &Path| Document::recognizes(path);
         let (expected, fine) = if path.is_dir() {
             let is_empty = path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
-            ("an output of qtool or an empty directory to replace", is_empty || is_sidecar(&path.join(DIRECTORY_SIDECAR)))
+            ("an output of qtool or an empty directory", is_empty || is_sidecar(&path.join(DIRECTORY_SIDECAR)))
         } else if Some(path) == self.sidecar.as_deref() && path.is_file() {
-            ("a sidecar of qtool to replace", is_sidecar(path))
+            ("a sidecar of qtool", is_sidecar(path))
         } else {
             return Ok(());
         };
@@ -176,8 +176,7 @@ impl Target {
         }
         match fine {
             true => Ok(()),
-            false => Err(Error::Usage(format!("{}: output: expected {expected}, found something else", show_path(path)))
-                .with_hint("-o writes elsewhere; if it can go, remove it first")),
+            false => Err(staging::not_replaceable(path, "output", expected, "-o writes elsewhere; if it can go, remove it first")),
         }
     }
 
@@ -293,8 +292,8 @@ fn of_somebody_else(dir: &Path) -> Option<PathBuf> {
 /// # Errors
 ///
 /// [`Error::Usage`] if it is.
-pub(crate) fn spare(output: &Path, inputs: &[&Path]) -> Result<()> {
-    match inputs.iter().any(|input| same_file(output, input) || output.is_dir() && contains(output, input)) {
+pub(crate) fn spare(output: &Path, inputs: &[impl AsRef<Path>]) -> Result<()> {
+    match inputs.iter().map(AsRef::as_ref).any(|input| same_file(output, input) || output.is_dir() && contains(output, input)) {
         true => {
             let found = format!("{}: output: expected another file than those that are read, found one of them", show_path(output));
             Err(Error::Usage(found).with_hint("another name writes elsewhere"))

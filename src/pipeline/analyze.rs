@@ -3,7 +3,6 @@
 use super::onnx::{self, CalibrationRequest};
 use super::plan_of;
 use crate::calibration::ranges::Ranges;
-use crate::calibration::samples::Samples;
 use crate::calibration::stats::Statistics;
 use crate::error::{Error, Result};
 use crate::formats::{self, ReadOptions};
@@ -63,7 +62,7 @@ pub fn analyze(mut request: AnalyzeRequest, progress: &dyn Progress) -> Result<R
         true => Statistics::new(onnx::identity(&model), BTreeMap::new()),
     };
     let ranges = Ranges::new(model.path(), &statistics.activations, recipe, Dtype::F32);
-    let samples = Samples::of(&calibration.samples, &onnx::inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
+    let samples = calibration.open(onnx)?;
     let setup = Setup { model: &model, onnx, samples: &samples, limit: samples.len(), engine: calibration.engine, threads: *threads };
     let weights = observe::all_params(&model, &plan, *threads)?;
     let plan_of = |recipe: &Recipe| plan_of(&model, recipe);

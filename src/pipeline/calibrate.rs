@@ -5,11 +5,11 @@ use super::onnx::{self, CalibrationRequest};
 use crate::calibration::inputs::recorded::Recorded;
 use crate::calibration::inputs::stats::Detail;
 use crate::calibration::stats::{self, Statistics};
-use crate::error::{Error, Result, show_path};
+use crate::error::{Error, Result};
 use crate::formats::{self, ReadOptions};
 use crate::method::Method;
 use crate::observers::ObserverChoice;
-use crate::outputs::staging::{Durability, check_free};
+use crate::outputs::staging::{Durability, check_free, not_replaceable};
 use crate::outputs::target::spare;
 use crate::plan::Plan;
 use crate::qat;
@@ -94,7 +94,7 @@ pub fn calibrate(request: &CalibrateRequest, progress: &dyn Progress) -> Result<
 /// As [`stats::merge`]; [`Error::Usage`] if the output exists.
 pub fn merge(parts: &[PathBuf], output: &Path, force: bool, durability: Durability) -> Result<CalibrationReport> {
     check_output(output, force)?;
-    spare(output, &parts.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+    spare(output, parts)?;
     let parts = parts.iter().map(|path| Statistics::read(path)).collect::<Result<Vec<_>>>()?;
     write(&stats::merge(parts)?, output, force, durability)
 }
@@ -108,8 +108,7 @@ fn check_output(output: &Path, force: bool) -> Result<()> {
     {
         return Ok(());
     }
-    let message = format!("{}: output: expected statistics of qtool to replace, found something else", show_path(output));
-    Err(Error::Usage(message).with_hint("-o writes elsewhere; if it can go, remove it first"))
+    Err(not_replaceable(output, "output", "statistics of qtool", "-o writes elsewhere; if it can go, remove it first"))
 }
 
 fn write(statistics: &Statistics, output: &Path, force: bool, durability: Durability) -> Result<CalibrationReport> {

@@ -1,13 +1,13 @@
 //! What a checkpoint needs besides: inputs of its layers, which were recorded, as it has no graph to run.
 
-use super::onnx::{self, CalibrationRequest};
+use super::onnx::CalibrationRequest;
 use crate::algorithms::RoundingChoice;
 use crate::algorithms::solve::View;
 use crate::algorithms::solver::Layer;
 use crate::calibration::inputs::LayerInputs;
 use crate::calibration::inputs::recorded::{Recorded, Selection};
 use crate::calibration::ranges::{Choice, Ranges};
-use crate::calibration::stats::{self, ActivationStats, Statistics};
+use crate::calibration::stats::{self, ActivationStats};
 use crate::error::{Result, show_name};
 use crate::graph::activations::RangeSource;
 use crate::method::Method;
@@ -35,10 +35,7 @@ pub(super) fn open_inputs(model: &Model, calibration: &CalibrationRequest, threa
     if calibration.stats.is_empty() {
         return Ok(LayerInputs::recorded(Recorded::open(calibration.samples.recorded()?, model, selection(calibration), threads)?));
     }
-    let identity = onnx::identity(model);
-    let parts = calibration.stats.iter().map(|path| Statistics::read(path)).collect::<Result<Vec<_>>>()?;
-    parts.iter().try_for_each(|part| part.check_model(&identity))?;
-    Ok(LayerInputs::known(stats::merge(parts)?))
+    Ok(LayerInputs::known(stats::merge(calibration.read_stats(model)?)?))
 }
 
 pub(super) fn selection(calibration: &CalibrationRequest) -> Selection {

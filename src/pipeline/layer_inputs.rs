@@ -10,7 +10,6 @@ use crate::calibration::engine;
 use crate::calibration::inputs::LayerInputs;
 use crate::calibration::inputs::patches::Geometry;
 use crate::calibration::inputs::stats::{Detail, InputStats};
-use crate::calibration::samples::Samples;
 use crate::calibration::stats::Statistics;
 use crate::error::{Error, Result, show_name};
 use crate::graph::onnx_model::OnnxModel;
@@ -313,7 +312,7 @@ impl Run<'_> {
     /// As [`observe`]; [`Error::Malformed`] with what `each` says.
     pub(super) fn for_each(&self, sources: &BTreeMap<String, Vec<Source>>, each: Each<'_>) -> Result<()> {
         let Run { model, onnx, calibration, threads, progress, .. } = *self;
-        let samples = Samples::of(&calibration.samples, &onnx::inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
+        let samples = calibration.open(onnx)?;
         let engine = engine::load_model(calibration.engine, model.path(), onnx.file.proto.clone(), &engine::Options::default())?;
         let values: Vec<String> = sources.keys().cloned().collect();
         progress.begin_samples(samples.len() as u64);

@@ -228,23 +228,20 @@ impl Prepared {
         let destination = Destination { force, ..request.destination.clone() };
         let target = Target::choose(&destination, &model, &form.tag(request.recipe.settings.weights), true)?;
         let read: Vec<PathBuf> = request.calibration.files()?.into_iter().chain(request.recipe_file.clone()).collect();
-        target.spare(&read.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
-        if let Some(path) = &request.emit_recipe {
-            target.check_apart("--emit-recipe", path, request.page.as_deref())?;
-        }
+        target.spare(&read)?;
         if let Some(page) = &request.page {
             html::check_free(page, request.destination.force)?;
-            target.check_apart("--report", page, None)?;
         }
         let any = onnx::placeholders(&model, &plan);
         let layout = form.lay_out(&model, &plan, &any, &target.name())?;
-        for beside in layout.files.iter().rev().skip(1).filter(|_| !target.is_directory) {
-            let path = target.check_beside(&beside.name, &model)?;
-            if let Some(taken) =
-                [&request.emit_recipe, &request.page].into_iter().flatten().find(|other| staging::resolve(other) == staging::resolve(&path))
-            {
-                return Err(Error::Usage(format!("{}: expected a name apart from the outputs', found one of them", show_path(taken))));
-            }
+        let besides = layout.files.iter().rev().skip(1).filter(|_| !target.is_directory);
+        let mut others = besides.map(|beside| target.check_beside(&beside.name, &model)).collect::<Result<Vec<_>>>()?;
+        if let Some(page) = &request.page {
+            target.check_apart("--report", page, &others)?;
+            others.push(page.clone());
+        }
+        if let Some(path) = &request.emit_recipe {
+            target.check_apart("--emit-recipe", path, &others)?;
         }
         target.check_space(layout.bytes())?;
         Ok(Prepared { request, form, model, plan, layout, target, notes, inputs, layers, trained, table })
@@ -483,8 +480,8 @@ fn check_is_recipe(path: &Path) -> Result<()> {
     if is_recipe || metadata.is_file() && metadata.len() == 0 {
         return Ok(());
     }
-    let message = format!("{}: recipe: expected a recipe to replace, found something else", show_path(path));
-    Err(Error::Usage(message).with_hint("--emit-recipe writes elsewhere with another name; if it can go, remove it first"))
+    let hint = "--emit-recipe writes elsewhere with another name; if it can go, remove it first";
+    Err(staging::not_replaceable(path, "recipe", "a recipe", hint))
 }
 
 /// Methods that look at layers' inputs need some.
@@ -559,7 +556,7 @@ const SMALL_MODEL: u64 = 64 << 20;
 
 /// Codes must not be taken for weights: what a sidecar of ours lists as its output is quantized already.
 fn refuse_own_output(model: &Model) -> Result<()> {
-    let Some(sidecar) = quantized::sidecar_of_codes(model) else { return Ok(()) };
+    let Some((sidecar, _)) = quantized::sidecar_of_codes(model) else { return Ok(()) };
     let found = format!("model: expected a float model, found an output of qtool, as {} says", show_path(&sidecar));
     Err(Error::malformed(model.path(), found).with_hint("`qtool dequantize` gives a float model back"))
 }

@@ -78,6 +78,29 @@ impl CalibrationRequest {
         self.samples.is_empty() && self.stats.is_empty()
     }
 
+    /// The samples, as inputs of the model.
+    ///
+    /// # Errors
+    ///
+    /// As [`Samples::of`].
+    pub(super) fn open(&self, onnx: &OnnxModel) -> Result<Samples> {
+        Samples::of(&self.samples, &inputs(onnx), self.limit, self.part, &self.limits)
+    }
+
+    /// The files of statistics, which are of the model.
+    ///
+    /// # Errors
+    ///
+    /// As [`Statistics::read`] and [`Statistics::check_model`].
+    pub(super) fn read_stats(&self, model: &Model) -> Result<Vec<Statistics>> {
+        let parts = self.stats.iter().map(|path| Statistics::read(path)).collect::<Result<Vec<_>>>()?;
+        if !parts.is_empty() {
+            let identity = identity(model);
+            parts.iter().try_for_each(|part| part.check_model(&identity))?;
+        }
+        Ok(parts)
+    }
+
     /// Every file that is read.
     pub(super) fn files(&self) -> Result<Vec<PathBuf>> {
         let (samples, _) = list_files(self.samples.files())?;
@@ -184,17 +207,15 @@ pub(super) fn statistics(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Statistics> {
-    let identity = identity(model);
     if !calibration.stats.is_empty() {
-        let parts = calibration.stats.iter().map(|path| Statistics::read(path)).collect::<Result<Vec<_>>>()?;
-        parts.iter().try_for_each(|part| part.check_model(&identity))?;
-        return stats::merge(parts);
+        return stats::merge(calibration.read_stats(model)?);
     }
+    let identity = identity(model);
     if calibration.samples.is_empty() && calibration.ranges.is_some() {
         return Ok(Statistics::new(identity, BTreeMap::new()));
     }
     let onnx = model.onnx().ok_or_else(|| Error::Usage("--samples: expected an ONNX model, found another".into()))?;
-    let samples = Samples::of(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
+    let samples = calibration.open(onnx)?;
     // Also those that have the range of another: it may stay in float, and then they need their own.
     let observed = plan.values.values.iter().filter(|(_, source)| !matches!(source, RangeSource::Known(_))).map(|(name, _)| name.clone());
     let counted = cost::counted(onnx, plan).map(|(_, _, value)| value.to_owned());
@@ -256,13 +277,9 @@ pub(super) fn calibration_record(statistics: &Statistics, request: &CalibrationR
 pub(super) fn check_calibration(model: &Model, calibration: &CalibrationRequest) -> Result<()> {
     let Some(onnx) = model.onnx() else { return Ok(()) };
     if !calibration.samples.is_empty() {
-        Samples::of(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
+        calibration.open(onnx)?;
     }
-    if calibration.stats.is_empty() {
-        return Ok(());
-    }
-    let identity = identity(model);
-    calibration.stats.iter().try_for_each(|path| Statistics::read(path)?.check_model(&identity))
+    calibration.read_stats(model).map(drop)
 }
 
 /// What is to be noted of samples that are random.
@@ -302,7 +319,7 @@ pub(super) fn search(
         let reason = "without samples layers were not measured, and all of them run in integers: --samples besides measures them";
         return Ok(Some((recipe.clone(), Err(reason.to_owned()))));
     }
-    let samples = Samples::of(&calibration.samples, &inputs(onnx), calibration.limit, calibration.part, &calibration.limits)?;
+    let samples = calibration.open(onnx)?;
     // Each thread has the model, and all of them the weights as they are quantized.
     let affordable = (request.max_memory / model.bytes().max(1)).saturating_sub(1) as usize;
     if affordable == 0 {

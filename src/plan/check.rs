@@ -7,12 +7,12 @@ use crate::model::{Model, Role};
 use crate::recipe::{Pattern, Recipe, Rule};
 use std::collections::BTreeSet;
 
-/// How many tensors each rule of `recipe` is about.
+/// That every pattern, rule and layer of `recipe` is about some tensor.
 ///
 /// # Errors
 ///
 /// [`Error::Usage`] for the first pattern, rule or layer that is about none, or operator that qtool does not know.
-pub(crate) fn matches(model: &Model, recipe: &Recipe) -> Result<Vec<usize>> {
+pub(super) fn check_matches(model: &Model, recipe: &Recipe) -> Result<()> {
     for (field, pattern) in recipe.patterns() {
         if !model.tensors().iter().any(|tensor| tensor.is_matched_by(pattern)) {
             return Err(advised(Error::Usage(format!("{field} {}", no_match(&pattern_text(pattern)))), model, Some(pattern)));
@@ -34,7 +34,7 @@ pub(crate) fn matches(model: &Model, recipe: &Recipe) -> Result<Vec<usize>> {
             return Err(error.with_hint("the input must be a constant of floats with two dimensions or more"));
         }
     }
-    recipe.rules.iter().map(|rule| count(model, recipe, rule)).collect()
+    recipe.rules.iter().try_for_each(|rule| check_rule(model, recipe, rule))
 }
 
 /// Some of the operators that were asked for have weights in the model.
@@ -55,7 +55,7 @@ fn check_op_types(model: &Model, recipe: &Recipe) -> Result<()> {
     Err(error.with_hint(if there.is_empty() { "no operator has".into() } else { format!("those of {there} have") }))
 }
 
-fn count(model: &Model, recipe: &Recipe, rule: &Rule) -> Result<usize> {
+fn check_rule(model: &Model, recipe: &Recipe, rule: &Rule) -> Result<()> {
     let at = |message: &str| match &rule.place {
         Some(place) => place.error(message),
         None => Error::Usage(format!("recipe rule: {message}")),
@@ -68,9 +68,9 @@ fn count(model: &Model, recipe: &Recipe, rule: &Rule) -> Result<usize> {
         let known: Vec<&str> = OPERATORS.iter().map(|operator| operator.op_type).chain(custom).collect();
         look_up("op", &known, |name| name, wanted).map_err(|e| at(&e.to_string()))?;
     }
-    match model.tensors().iter().filter(|tensor| tensor.is_subject_of(rule)).count() {
-        0 => Err(advised(at(&format!("rule {}", no_match(&rule.criteria()))), model, rule.pattern.as_ref())),
-        found => Ok(found),
+    match model.tensors().iter().any(|tensor| tensor.is_subject_of(rule)) {
+        true => Ok(()),
+        false => Err(advised(at(&format!("rule {}", no_match(&rule.criteria()))), model, rule.pattern.as_ref())),
     }
 }
 

@@ -138,10 +138,9 @@ impl<'t> Source<'t> {
         if is_word && (message.starts_with("invalid float") || message.starts_with("invalid boolean")) {
             return self.error(offset, &format!("string values must be quoted: \"{word}\""));
         }
-        let suggestion = with_suggestion(message);
         match message.starts_with("invalid type: map, expected a sequence") {
             true => self.error(offset, "expected a list of tables, such as [[rule]], found one table, such as [rule]"),
-            false => self.error(offset, &suggestion),
+            false => self.error(offset, &with_suggestion(message)),
         }
     }
 

@@ -12,7 +12,7 @@
 //! Names come from files of strangers: what XML 1.0 forbids ([`Char`](https://www.w3.org/TR/xml/#charsets)), would be lost in an
 //! attribute or cannot be seen is written as `\u{1b}`.
 
-use crate::error::{Error, Result, escape, show_path};
+use crate::error::{Result, escape};
 use crate::gates::GateRow;
 use crate::outputs::staging::{self, Durability};
 use crate::verify::Verification;
@@ -120,7 +120,7 @@ impl Suite {
     ///
     /// # Errors
     ///
-    /// As [`check_free`]; [`Error::Io`] if it cannot be written.
+    /// As [`check_free`]; [`crate::Error::Io`] if it cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         check_free(path)?;
         staging::write_file(path, &self.to_xml(), true, Durability::None)
@@ -158,13 +158,13 @@ fn attribute(text: &str) -> String {
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] if there is something that is neither such a file nor an empty one; [`Error::Io`] if its directory does not exist.
+/// [`crate::Error::Usage`] if there is something that is neither such a file nor an empty one; [`crate::Error::Io`] if its directory does not exist.
 pub fn check_free(path: &Path) -> Result<()> {
     staging::check_free(path, true)?;
     match path.metadata() {
         Ok(metadata) if !metadata.is_file() || metadata.len() > 0 && !is_ours(path) => {
-            let message = format!("{}: junit: expected a JUnit file of qtool to replace, found something else", show_path(path));
-            Err(Error::Usage(message).with_hint("--junit writes elsewhere with another name; if the file can go, remove it first"))
+            let hint = "--junit writes elsewhere with another name; if the file can go, remove it first";
+            Err(staging::not_replaceable(path, "junit", "a JUnit file of qtool", hint))
         }
         _ => Ok(()),
     }

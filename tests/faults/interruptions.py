@@ -39,7 +39,7 @@ def signals(workers, findings, wanted):
             sent = time.monotonic()
             child.send_signal(kind)
             run = judge.finish(child, sent)
-            state, debris = scene.state()
+            left, state = scene.after_signal(run)
             problem = None
             if run.code == -kind:
                 landed[kind] += 1
@@ -49,12 +49,7 @@ def signals(workers, findings, wanted):
             if run.seconds > GONE:
                 problem = f"gone after {run.seconds:.2f} s only: {run}"
             findings.count(f"ended {state}")
-            if debris:
-                problem = f"left {debris}: {run}"
-            # A report comes after the output that it is about, which is whole by then.
-            if state not in ("old", "new") and not (form.extras and scene.of_one_side()):
-                problem = f"{state}: {run}"
-            findings.check(problem, f"{form.name}: {signal.Signals(kind).name}, attempt {seed}")
+            findings.check(left or problem, f"{form.name}: {signal.Signals(kind).name}, attempt {seed}")
 
         workers.each(form, [(kind, seed) for seed in range(20 * wanted) for kind in kinds], trial)
 

@@ -138,6 +138,14 @@ class Scene:
             return f"another run after {state} left {after} and {left}", state, debris
         return None, state, debris
 
+    def after_signal(self, run):
+        """What is wrong after a run that a signal ended or missed, and the state: temporaries, or not all of one side. A report comes after
+        the output that it is about, which is whole by then."""
+        state, debris = self.state()
+        if state not in ("old", "new") and not (self.form.extras and self.of_one_side()):
+            return f"{state}: {run}", state
+        return f"left {debris}: {run}" if debris else None, state
+
     def of_one_side(self, *sides):
         """Whether everything but the extras is of one side: those are not what `verify` is about."""
         beside = lambda state: {name: content for name, content in state.items() if name not in self.form.extras}

@@ -48,7 +48,7 @@ def signals_at_every_call(workers, findings):
             kind, (call, n, line) = what
             scene.reset()
             run, _ = trace.injected(scene, call, f"signal={kind}:delay_exit={LONGER}:when={n}")
-            state, debris = scene.state()
+            left, state = scene.after_signal(run)
             problem = None
             if run.code == -getattr(signal, f"SIG{kind}"):
                 landed.append(n)
@@ -56,11 +56,7 @@ def signals_at_every_call(workers, findings):
             elif run.code != 0 or state != "new":
                 problem = f"wrong status: {run}"
             findings.count(f"ended {state}")
-            if debris:
-                problem = f"left {debris}: {run}"
-            if state not in ("old", "new") and not (form.extras and scene.of_one_side()):
-                problem = f"{state}: {run}"
-            findings.check(problem, f"{form.name}: {kind} at {call} {n}: {line}")
+            findings.check(left or problem, f"{form.name}: {kind} at {call} {n}: {line}")
 
         workers.each(form, [(kinds[i % 3], point) for i, point in enumerate(points)], trial)
         if points and not landed:

@@ -81,10 +81,17 @@ impl Arguments {
         let is_scheme = Preset::scheme(name).is_ok() && self.format.is_none() && self.scheme.is_none() && self.model.is_dir();
         let of_scheme = is_scheme
             .then(|| format!("--recipe {name} has the rules only: --scheme {name} writes a directory that transformers and vLLM load"));
+        unused.chain(observer).chain(samples).chain(wants).chain(of_scheme).chain(self.in_the_way(prepared)).collect()
+    }
+
+    /// What only a dry run may meet.
+    fn in_the_way(&self, prepared: &Prepared) -> Option<String> {
+        if !self.dry_run || self.force || self.in_place {
+            return None;
+        }
         let report = prepared.report();
         let written = [Some(&report.output), Some(&report.sidecar), self.emit_recipe.as_ref(), self.report.as_ref()];
-        let there = written.into_iter().flatten().find(|path| self.dry_run && !self.force && !self.in_place && path.exists());
-        let in_the_way = there.map(|path| format!("{} is there already: it takes --force to replace it", show_path(path)));
-        unused.chain(observer).chain(samples).chain(wants).chain(of_scheme).chain(in_the_way).collect()
+        let there = written.into_iter().flatten().find(|path| path.exists())?;
+        Some(format!("{} is there already: it takes --force to replace it", show_path(there)))
     }
 }

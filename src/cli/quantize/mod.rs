@@ -2,9 +2,9 @@
 
 mod applies;
 
+use super::Done;
 use super::options::{self, DurabilityValue, parse_size};
 use super::progress::Bar;
-use super::{Done, print};
 use clap::{Args, ValueEnum};
 use qtool::gates::{GateRow, Limit};
 use qtool::lint::{ANY, LINT_TARGETS};
@@ -380,13 +380,13 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     let Arguments { junit, print, .. } = arguments;
     junit.check(&[Some(&arguments.model), arguments.report.as_ref(), arguments.emit_recipe.as_ref(), arguments.output.as_ref()])?;
     let started = std::time::Instant::now();
-    let mut request = junit.tell(COMMAND, arguments.request().map_err(print::Failed::from))?;
+    let mut request = junit.tell(COMMAND, arguments.request())?;
     let mut reason = None;
     if arguments.if_changed {
         let bar = Bar::new(print.quiet);
         let verdict = if_changed::look(&mut request, &bar);
         bar.finish();
-        match junit.tell(COMMAND, verdict.map_err(print::Failed::from))? {
+        match junit.tell(COMMAND, verdict)? {
             Verdict::Unchanged(found) => {
                 junit.write(|| Suite::of_skipped(COMMAND, "unchanged: gates held when the output was written"))?;
                 return print.show(&found, || terminal::unchanged(&found));
@@ -394,12 +394,12 @@ pub(super) fn run(arguments: &Arguments) -> Done {
             Verdict::Changed(what) => reason = Some(what),
         }
     }
-    let prepared = junit.tell(COMMAND, Prepared::new(request).map_err(print::Failed::from))?;
+    let prepared = junit.tell(COMMAND, Prepared::new(request))?;
     let applies = arguments.check_kind(&prepared).and_then(|()| arguments.check_something(&prepared));
-    junit.tell(COMMAND, applies.map_err(print::Failed::from))?;
+    junit.tell(COMMAND, applies)?;
     let notes = arguments.notes(&prepared);
     if arguments.dry_run {
-        junit.tell(COMMAND, prepared.check_calibration().map_err(print::Failed::from))?;
+        junit.tell(COMMAND, prepared.check_calibration())?;
         let report = prepared.report();
         let report = QuantizeReport { notes: report.notes.iter().chain(&notes).cloned().collect(), ..report };
         return print.show(&report, || terminal::plan(&report, prepared.buffer_bytes()));
@@ -417,7 +417,7 @@ pub(super) fn run(arguments: &Arguments) -> Done {
             print.show(&Refused { gates: &rows }, || terminal::verdict(&rows).trim_start().to_owned())?;
             return Err(qtool::Error::Gates { model, rows }.into());
         }
-        report => junit.tell(COMMAND, report.map_err(print::Failed::from))?,
+        report => junit.tell(COMMAND, report)?,
     };
     let notes = reason.map(|reason| format!("--if-changed: {reason}")).into_iter().chain(report.notes).chain(notes).collect();
     let report = QuantizeReport { notes, ..report };

@@ -37,7 +37,7 @@ pub(super) fn dequantize(model: &Model, destination: &Destination, threads: usiz
     let malformed = |message: String| Error::malformed(model.path(), message);
     let (proto, constants) = graph::to_float(onnx.file.proto.clone()).map_err(malformed)?;
     let target = Target::choose(destination, model, TAG, false)?;
-    target.spare(&sidecar.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+    target.spare(sidecar.as_slice())?;
     let deferred: Vec<Content> = (0..constants.len()).map(Content::Source).collect();
     let files = file::lay_out(proto, &deferred, &target.name(), onnx.file.has_external_data);
     let layout = OutputLayout { files, documents: Vec::new() };

@@ -295,6 +295,12 @@ pub(crate) fn sync_tree(dir: &Path, durability: Durability) -> Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(dir, "fsync", e))
 }
 
+/// The error for what is replaced only by its own kind; `expected` says which that is.
+pub(crate) fn not_replaceable(path: &Path, what: &str, expected: &str, hint: &str) -> Error {
+    let message = format!("{}: {what}: expected {expected} to replace, found something else", show_path(path));
+    Error::Usage(message).with_hint(hint)
+}
+
 /// The error for an output that is in the way.
 pub(crate) fn already_exists(path: &Path) -> Error {
     Error::Usage(format!("{}: expected no such file yet, found one already", show_path(path)))

@@ -12,7 +12,7 @@ pub use compare::{comparison, output_comparison};
 pub use inspect::inspection;
 pub use quantize::quantization;
 
-use crate::error::{Error, Result, escape_lines, show_path, show_text};
+use crate::error::{Result, escape_lines, show_text};
 use crate::outputs::staging::{self, Durability};
 use crate::quant::metrics::Metrics;
 use crate::report::distribution::Distribution;
@@ -168,7 +168,7 @@ impl Page {
     ///
     /// # Errors
     ///
-    /// As [`check_free`]; [`Error::Io`] if it cannot be written.
+    /// As [`check_free`]; [`crate::Error::Io`] if it cannot be written.
     pub fn write(&self, path: &Path, replace: bool, durability: Durability) -> Result<()> {
         check_free(path, replace)?;
         staging::write_file(path, self.to_html().as_bytes(), replace, durability)
@@ -179,13 +179,13 @@ impl Page {
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] if there is a file already, unless `replace` and it is such a page; [`Error::Io`] if its directory does not
+/// [`crate::Error::Usage`] if there is a file already, unless `replace` and it is such a page; [`crate::Error::Io`] if its directory does not
 /// exist.
 pub fn check_free(path: &Path, replace: bool) -> Result<()> {
     staging::check_free(path, replace)?;
     if path.symlink_metadata().is_ok() && !is_page(path) {
-        let message = format!("{}: report: expected a report of qtool to replace, found something else", show_path(path));
-        return Err(Error::Usage(message).with_hint("--report writes elsewhere with another name; if the file can go, remove it first"));
+        let hint = "--report writes elsewhere with another name; if the file can go, remove it first";
+        return Err(staging::not_replaceable(path, "report", "a report of qtool", hint));
     }
     Ok(())
 }

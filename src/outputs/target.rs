@@ -102,6 +102,11 @@ impl Target {
         self.appearing().try_for_each(|output| spare(output, inputs))
     }
 
+    /// Whether `path` is the sidecar that an earlier run wrote with the output, and this run writes again.
+    pub(crate) fn replaces_sidecar(&self, path: &Path) -> bool {
+        self.sidecar.as_ref().is_some_and(|sidecar| same_file(sidecar, path)) && Document::recognizes(path)
+    }
+
     /// Makes sure that no output replaces a file that the model refers to.
     fn spare_inputs(&self, model: &Model) -> Result<()> {
         let inputs = || model.files().iter().map(crate::model::SourceFile::path);

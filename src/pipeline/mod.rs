@@ -96,7 +96,7 @@ pub struct Request {
     pub max_drop: Option<f64>,
     /// What the output must not fall short of: else nothing is written.
     pub gates: Gates,
-    /// The file that the recipe was read from, if it was: no output takes its place.
+    /// The file that the recipe was read from, if it was: no output takes its place, unless it is the output's own sidecar.
     pub recipe_file: Option<PathBuf>,
     /// Where the recipe that was followed goes, with what was found by measuring: JSON if the name ends so, else TOML.
     pub emit_recipe: Option<PathBuf>,
@@ -227,7 +227,9 @@ impl Prepared {
         let force = request.destination.force || request.replaces_output;
         let destination = Destination { force, ..request.destination.clone() };
         let target = Target::choose(&destination, &model, &form.tag(request.recipe.settings.weights), true)?;
-        let read: Vec<PathBuf> = request.calibration.files()?.into_iter().chain(request.recipe_file.clone()).collect();
+        // A run may be done again from the sidecar that it replaces.
+        let recipe = request.recipe_file.clone().filter(|recipe| !target.replaces_sidecar(recipe));
+        let read: Vec<PathBuf> = request.calibration.files()?.into_iter().chain(recipe).collect();
         target.spare(&read)?;
         if let Some(page) = &request.page {
             html::check_free(page, request.destination.force)?;

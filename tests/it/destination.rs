@@ -223,6 +223,29 @@ fn force_replaces_nothing_that_is_read_and_nothing_of_another_kind() {
 }
 
 #[test]
+fn a_run_is_done_again_from_the_sidecar_that_it_replaces() {
+    let dir = Workdir::with_fixture();
+    dir.ok("quantize model.safetensors --weights int4 -o q.safetensors");
+    let before = (dir.read("q.safetensors"), dir.read("q.json"));
+    dir.ok("quantize model.safetensors --recipe q.json -o q.safetensors --force");
+    assert!((dir.read("q.safetensors"), dir.read("q.json")) == before);
+    // The sidecar has the request besides from then on.
+    dir.ok("quantize model.safetensors --recipe ./q.json -o q.safetensors --if-changed");
+    let run = dir.ok("quantize model.safetensors --recipe q.json -o q.safetensors --if-changed");
+    assert!(run.stdout.contains("unchanged") && dir.read("q.safetensors") == before.0, "{run}");
+    dir.fails("quantize model.safetensors --recipe q.json -o q.json --force", 2);
+
+    let dir = crate::calibrated::checkpoint();
+    dir.ok("quantize m --scheme w8a16 -o out");
+    let before = dir.read("out/qtool.json");
+    dir.ok("quantize m --recipe out/qtool.json -o out --force");
+    assert!(dir.read("out/qtool.json") == before);
+    dir.write("out/rules.toml", "[default]\nobserver = \"mse\"\n");
+    dir.fails("quantize m --recipe out/rules.toml -o out --force", 2);
+    assert!(dir.exists("out/rules.toml"));
+}
+
+#[test]
 fn a_directory_with_samples_in_it_is_not_replaced() {
     let dir = crate::calibrated::checkpoint();
     dir.ok("quantize m --scheme w8a16 -o out");

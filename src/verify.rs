@@ -12,6 +12,7 @@ use crate::outputs::staging;
 use crate::stream::Progress;
 use serde::Serialize;
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Bytes that are hashed between two reports of progress.
@@ -63,8 +64,8 @@ impl Verification {
 ///
 /// # Errors
 ///
-/// [`Error::Io`] if there is no sidecar or it cannot be read, [`Error::Malformed`] if it is not a sidecar. What is wrong
-/// with the files is no error but a finding.
+/// [`Error::Io`] if there is no sidecar, or if it or a file is there and cannot be read, as nothing is known of it then;
+/// [`Error::Malformed`] if it is not a sidecar; [`Error::Limit`] if a file is beyond `read`. What is wrong with the files, or that one is missing, is no error but a finding.
 pub fn verify(output: &Path, read: &ReadOptions, progress: &dyn Progress) -> Result<Verification> {
     let sidecar = document::find(output, read)?;
     let (document, is_unchanged) = Document::read_checked(&sidecar)?;
@@ -80,8 +81,10 @@ pub fn verify(output: &Path, read: &ReadOptions, progress: &dyn Progress) -> Res
         // The file that was asked for may lie anywhere.
         let is_given = output != sidecar && output.file_name().is_some_and(|name| name == record.name.as_str());
         match check_file(dir, record, &ReadOptions { follow_symlinks: read.follow_symlinks || is_given, ..*read }, progress) {
-            Ok(()) => intact.push(record.name.clone()),
-            Err(finding) => findings.push(&record.name, finding),
+            Ok(None) => intact.push(record.name.clone()),
+            Ok(Some(finding)) => findings.push(&record.name, finding),
+            Err(error) if is_answer(&error) => findings.push(&record.name, finding_of(&record.name, error)),
+            Err(error) => return Err(error),
         }
     }
     let weights = output != sidecar && output.is_file();
@@ -94,7 +97,8 @@ pub fn verify(output: &Path, read: &ReadOptions, progress: &dyn Progress) -> Res
     }
     if findings.lines.is_empty() {
         match open_members(output, dir, &document, read) {
-            Err(error) => findings.push("output", error.to_string()),
+            Err(error) if is_answer(&error) => findings.push("output", error.to_string()),
+            Err(error) => return Err(error),
             Ok(model) => {
                 for file in model.files().iter().filter(|file| !recorded.contains(&*file.name())) {
                     findings.push(&file.name(), format!("{}: expected a record in the sidecar, found none", show_name(&file.name())));
@@ -120,20 +124,19 @@ fn open_members(output: &Path, dir: &Path, document: &Document, read: &ReadOptio
     }
 }
 
-fn check_file(dir: &Path, record: &FileRecord, read: &ReadOptions, progress: &dyn Progress) -> Result<(), String> {
+/// What is wrong with the file of `record`, if anything is.
+fn check_file(dir: &Path, record: &FileRecord, read: &ReadOptions, progress: &dyn Progress) -> Result<Option<String>> {
     let name = show_name(&record.name);
+    let wrong = |message: String| Ok(Some(format!("{name}: expected {message}")));
     if !is_contained(&record.name) {
-        return Err(format!("{name}: expected a name within the sidecar's directory, found one that leads elsewhere"));
+        return wrong("a name within the sidecar's directory, found one that leads elsewhere".into());
     }
     let Some(expected) = &record.blake3 else {
-        return Err(format!("{name}: expected a BLAKE3 hash in the sidecar, found none"));
+        return wrong("a BLAKE3 hash in the sidecar, found none".into());
     };
-    let file = formats::contained(dir, &record.name, read).and_then(|path| MappedFile::open(&path)).map_err(|error| match error {
-        Error::Io { source, .. } => format!("{name}: expected the file beside the sidecar, found {source}"),
-        other => other.to_string(),
-    })?;
+    let file = MappedFile::open(&formats::contained(dir, &record.name, read)?)?;
     if file.bytes().len() as u64 != record.bytes {
-        return Err(format!("{name}: expected {} bytes, found {}", record.bytes, file.bytes().len()));
+        return wrong(format!("{} bytes, found {}", record.bytes, file.bytes().len()));
     }
     let mut hasher = blake3::Hasher::new();
     for piece in file.bytes().chunks(STEP) {
@@ -142,11 +145,44 @@ fn check_file(dir: &Path, record: &FileRecord, read: &ReadOptions, progress: &dy
     }
     let found = hasher.finalize().to_hex();
     if found.as_str() != expected {
-        return Err(format!("{name}: expected content of BLAKE3 {expected}, found {found}"));
+        return wrong(format!("content of BLAKE3 {expected}, found {found}"));
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Whether `error` tells what the output is like: that a file is missing does, that the system would not read it does not.
+fn is_answer(error: &Error) -> bool {
+    use ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
+    match error {
+        Error::Io { source, .. } => matches!(source.kind(), NotFound | NotADirectory | InvalidFilename | InvalidInput),
+        Error::Hinted { error, .. } => is_answer(error),
+        Error::Changed { .. } | Error::Limit { .. } => false,
+        _ => true,
+    }
+}
+
+fn finding_of(name: &str, error: Error) -> String {
+    match error {
+        Error::Io { source, .. } => format!("{}: expected the file beside the sidecar, found {source}", show_name(name)),
+        other => other.to_string(),
+    }
 }
 
 fn show(path: &Path) -> String {
     crate::error::show_path(path).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_system_does_not_read_is_not_called_damaged() {
+        let io = |kind: ErrorKind| Error::io(Path::new("m"), "open", kind.into());
+        assert!(is_answer(&io(ErrorKind::NotFound).with_hint("look elsewhere")));
+        assert!(is_answer(&Error::malformed(Path::new("m"), "header: expected JSON")));
+        for kind in [ErrorKind::OutOfMemory, ErrorKind::PermissionDenied, ErrorKind::Other] {
+            assert!(!is_answer(&io(kind)) && !is_answer(&io(kind).with_hint("try again")), "{kind:?}");
+        }
+    }
 }

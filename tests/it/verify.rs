@@ -139,6 +139,14 @@ fn every_member_of_a_directory_counts() {
     dir.fails("verify q", 4);
 }
 
+/// A file that the user's own bounds keep from being read is not called damaged.
+#[test]
+fn what_is_not_read_is_not_judged() {
+    let dir = quantized();
+    dir.ok("verify q.json");
+    dir.fails("verify q.json --limit header-bytes=8", 6);
+}
+
 /// The files that a sidecar names are opened only if they lie in its own directory.
 #[test]
 fn names_that_lead_elsewhere_are_refused_unopened() {

@@ -132,6 +132,14 @@ impl Error {
         Error::Hinted { error: Box::new(self), hint: hint.into() }
     }
 
+    /// The same error without its line of advice.
+    pub(crate) fn without_hint(self) -> Self {
+        match self {
+            Error::Hinted { error, .. } => *error,
+            error => error,
+        }
+    }
+
     pub(crate) fn malformed(file: &Path, message: impl Into<String>) -> Self {
         Error::Malformed { file: file.to_owned(), message: message.into() }
     }

@@ -1,12 +1,15 @@
 //! Targets: what computes with the result, and the types and conventions that suit it. One row a target.
 //!
-//! A target only sets what was not asked for: explicit options win, unless the target could not run the result.
+//! A target is an option as others are: what it sets holds for a recipe too, and options that name a type or convention win over it,
+//! unless the target could not run the result.
 
 use crate::error::Error;
 use crate::method::look_up;
 use crate::quant::saturation::Saturation;
 use crate::quant::scheme::{CodeType, Convention};
 use crate::recipe::Recipe;
+use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// A row of [`TARGETS`].
 pub struct Target {
@@ -41,9 +44,12 @@ pub const TARGETS: &[Target] = &[
         needs_graph: Some(true),
         apply: |recipe| {
             recipe.settings.convention = Some(Convention::Ort);
-            recipe.settings.weights = CodeType::Uint8;
-            // The codes of int8, moved up by 128.
-            recipe.settings.narrow_range = true;
+            // Codes of four bits are weights in float.
+            if recipe.settings.weights == CodeType::Int8 {
+                recipe.settings.weights = CodeType::Uint8;
+                // The codes of int8, moved up by 128.
+                recipe.settings.narrow_range = true;
+            }
             // Where int8 is asked for all the same: of weights of few large pairs, nudging loses less, of most others more.
             recipe.saturation = Some(Saturation::SevenBit);
         },
@@ -85,6 +91,19 @@ impl Target {
         (self.apply)(recipe);
     }
 
+    /// What of `asked`, other than the defaults, it has changed on the way to `result`: names of fields, as `default.weights`.
+    pub fn overrides(&self, asked: &Recipe, result: &Recipe) -> Vec<String> {
+        let mut changed = asked.clone();
+        self.apply(&mut changed);
+        let default = fields(&Recipe::default());
+        let (changed, result) = (fields(&changed), fields(result));
+        let is_lost = |(name, value): &(String, Value)| {
+            let differs = |other: &BTreeMap<String, Value>| other.get(name) != Some(value);
+            differs(&changed) && differs(&result) && differs(&default)
+        };
+        fields(asked).into_iter().filter(is_lost).map(|(name, _)| name).collect()
+    }
+
     /// Whether the target can run what `recipe` asks for.
     ///
     /// # Errors
@@ -96,6 +115,23 @@ impl Target {
             None => Ok(()),
         }
     }
+}
+
+/// What targets may set, by name.
+fn fields(recipe: &Recipe) -> BTreeMap<String, Value> {
+    let parts = [
+        ("default", serde_json::to_value(&recipe.settings)),
+        ("activations", serde_json::to_value(&recipe.activations)),
+        ("saturation", serde_json::to_value(recipe.saturation)),
+    ];
+    let mut fields = BTreeMap::new();
+    for (name, value) in parts {
+        match value.expect("a recipe can be written in JSON") {
+            Value::Object(inner) => fields.extend(inner.into_iter().map(|(key, value)| (format!("{name}.{key}"), value))),
+            value => drop(fields.insert(name.to_owned(), value)),
+        }
+    }
+    fields
 }
 
 impl std::str::FromStr for &'static Target {
@@ -118,5 +154,22 @@ mod tests {
             assert!(target.check(&recipe).is_ok(), "{}", target.name);
             assert_eq!(target.name.parse::<&Target>().unwrap().name, target.name);
         }
+    }
+
+    #[test]
+    fn what_a_target_takes_from_a_recipe_is_named() {
+        let read = |recipe: &str| serde_json::from_str::<Recipe>(recipe).expect("a recipe");
+        let overrides = |target: &str, recipe: &str| {
+            let target = target.parse::<&Target>().unwrap();
+            let mut result = read(recipe);
+            target.apply(&mut result);
+            target.overrides(&read(recipe), &result)
+        };
+        let asked = r#"{"default": {"weights": "int4", "convention": "torch"}, "activations": {"dtype": "uint16"}}"#;
+        assert_eq!(overrides("tensorrt", asked), ["activations.dtype", "default.convention"]);
+        assert_eq!(overrides("ort-cpu-avx2", asked), ["default.convention"]);
+        assert!(overrides("any", asked).is_empty() && overrides("tensorrt", r#"{"min_elements": 3}"#).is_empty());
+        // An option may ask for it again.
+        assert!("ort-cpu".parse::<&Target>().unwrap().overrides(&read(asked), &read(asked)).is_empty());
     }
 }

@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn what_the_system_does_not_read_is_not_called_damaged() {
-        let io = |kind: ErrorKind| Error::io(Path::new("m"), "open", kind.into());
+        let io = |kind: ErrorKind| Error::io(Path::new("m"), "open", std::io::Error::from(kind));
         assert!(is_answer(&io(ErrorKind::NotFound).with_hint("look elsewhere")));
         assert!(is_answer(&Error::malformed(Path::new("m"), "header: expected JSON")));
         for kind in [ErrorKind::OutOfMemory, ErrorKind::PermissionDenied, ErrorKind::Other] {

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 pub(crate) const ENTRY: RoundingEntry = RoundingEntry {
     name: "adaround",
-    parameter: Some(Parameter { name: "ROUNDS", default: 16.0, min: 0.0, max: 10_000.0 }),
+    parameter: Some(Parameter { name: "ROUNDS", default: 16.0, min: 0.0, max: 10_000.0, is_whole: true }),
     summary: "codes are learned: from those of gptq by descent, and from moves drawn at random",
     prepare: Some(|rounds, hessian, context| {
         let factor = hessian.factor(FeatureOrder::ByActivation, gptq::DAMPING.default, context.threads);

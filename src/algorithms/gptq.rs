@@ -30,7 +30,7 @@ pub(crate) const AS_STORED: RoundingEntry = RoundingEntry {
 };
 
 /// What is added to the diagonal, relative to its mean; 0.01 as the reference.
-pub(super) const DAMPING: Parameter = Parameter { name: "DAMP", default: 0.01, min: 0.0, max: 1.0 };
+pub(super) const DAMPING: Parameter = Parameter { name: "DAMP", default: 0.01, min: 0.0, max: 1.0, is_whole: false };
 
 struct Gptq {
     factor: Factor,

@@ -149,11 +149,12 @@ pub(crate) fn beside(dir: &Path, name: impl AsRef<Path>, follows_links: bool) ->
     Err(Error::malformed(&path, found).with_hint("pass --follow-symlinks if you trust where it leads"))
 }
 
-pub(super) fn is_inside(dir: &Path, real: &Path) -> Result<bool> {
+/// Whether `real`, which links have been followed to, lies in `dir` or where the Hugging Face cache keeps what `dir` holds.
+pub(crate) fn is_inside(dir: &Path, real: &Path) -> Result<bool> {
     let root = dir.canonicalize().map_err(|e| Error::io(dir, "open", e))?;
-    // In the Hugging Face cache, `REPOSITORY/snapshots/REVISION/FILE` links to `REPOSITORY/blobs/HASH`.
-    let blobs =
-        root.parent().filter(|parent| parent.ends_with("snapshots")).and_then(Path::parent).map(|repository| repository.join("blobs"));
+    // There, `REPOSITORY/snapshots/REVISION/[DIRECTORY/]FILE` links to `REPOSITORY/blobs/HASH`.
+    let snapshots = root.ancestors().skip(1).find(|ancestor| ancestor.ends_with("snapshots"));
+    let blobs = snapshots.and_then(Path::parent).map(|repository| repository.join("blobs"));
     Ok(real.starts_with(&root) || blobs.is_some_and(|blobs| real.starts_with(blobs)))
 }
 

@@ -15,7 +15,7 @@ use crate::model::Model;
 use mmap::MappedFile;
 use std::path::Path;
 
-pub(crate) use directory::{Companions, beside, contained};
+pub(crate) use directory::{Companions, beside, contained, is_inside};
 pub(crate) use json::{parse_object, shorten};
 
 /// Bounds on what a file may ask of the reader, and how far it may lead it.
@@ -124,9 +124,9 @@ pub(crate) fn read_written_safetensors(file: MappedFile) -> Result<(crate::model
     safetensors::read_file(file, &options)
 }
 
-/// One safetensors file with default bounds, for statistics and recorded inputs.
+/// One safetensors file of samples, statistics or recorded inputs, whose bounds are the default ones: no option raises them.
 pub(crate) fn read_safetensors(file: MappedFile) -> Result<(crate::model::SourceFile, Vec<crate::tensor::TensorInfo>)> {
-    safetensors::read_file(file, &ReadOptions::default())
+    safetensors::read_file(file, &ReadOptions::default()).map_err(crate::Error::without_hint)
 }
 
 /// What other kinds of files begin with.

@@ -22,7 +22,7 @@ use crate::quant::params::Range;
 
 pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     name: "entropy",
-    parameter: Some(Parameter { name: "BINS", default: 2048.0, min: 128.0, max: 8192.0 }),
+    parameter: Some(Parameter { name: "BINS", default: 2048.0, min: 128.0, max: 8192.0, is_whole: true }),
     summary: "the range with the least Kullback-Leibler divergence, of a histogram of BINS",
     build: |bins, _| Box::new(Entropy { bins: bins as usize, seen: None }),
     from_summary: |bins, summary, _| Some(of_summary(bins as usize, summary)),

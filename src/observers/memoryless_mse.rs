@@ -12,8 +12,8 @@
 use super::summary::Summary;
 use super::{Batch, Observer, ObserverEntry, Target, Values};
 use crate::quant::kernel::{Arithmetic, dequantize, quantize};
-use crate::quant::params::{ParamRule, Range};
-use crate::quant::scheme::Convention;
+use crate::quant::params::{ParamRule, Params, Range};
+use crate::quant::scheme::{Convention, Grid};
 use crate::tensor::{Dtype, round_to};
 
 pub(super) const ENTRY: ObserverEntry = ObserverEntry {
@@ -68,7 +68,8 @@ fn of_summary(summary: &Summary, rule: &ParamRule) -> Range {
 
 fn search(groups: &[Group<'_>], rule: &ParamRule) -> Vec<Range> {
     let dtype = computed_in(rule);
-    let mut best: Vec<(f64, Range)> = groups.iter().map(|group| (largest(dtype), group.extent)).collect();
+    // An error counts if it is below the largest finite number.
+    let mut best: Vec<(f64, Range)> = groups.iter().map(|group| (f64::from(dtype.largest()), group.extent)).collect();
     let mut idle = 0;
     for step in 0..STEPS {
         let share = (1.0 - step as f64 / GRID) as f32;
@@ -98,13 +99,11 @@ fn computed_in(rule: &ParamRule) -> Dtype {
     }
 }
 
-/// The largest finite number of a type: what an error must be below to count.
-fn largest(dtype: Dtype) -> f64 {
-    match dtype {
-        Dtype::F16 => 65504.0,
-        Dtype::BF16 => f64::from(f32::from_bits(0x7f7f_0000)),
-        _ => f64::from(f32::MAX),
-    }
+/// What becomes of `x`, whatever the width of the codes, of which f32 holds all: they have 16 bits at most.
+fn fake_quantized(x: f32, Params { scale, zero_point }: Params, grid: Grid) -> f32 {
+    let zero_point = zero_point as f32;
+    let code = ((x / scale).round_ties_even() + zero_point).clamp(grid.qmin as f32, grid.qmax as f32);
+    (code - zero_point) * scale
 }
 
 fn error(group: &Group<'_>, range: Range, rule: &ParamRule, dtype: Dtype) -> f64 {
@@ -118,8 +117,12 @@ fn error(group: &Group<'_>, range: Range, rule: &ParamRule, dtype: Dtype) -> f64
     group.values.for_each_piece(&mut |piece| {
         codes.resize(piece.len(), 0);
         back.resize(piece.len(), 0.0);
-        quantize(piece, params, arithmetic, rule.grid, &mut codes);
-        dequantize(&codes, rule.grid.qmin < 0, params, &mut back);
+        if rule.grid.fits_a_byte() {
+            quantize(piece, params, arithmetic, rule.grid, &mut codes);
+            dequantize(&codes, rule.grid.qmin < 0, params, &mut back);
+        } else {
+            back.iter_mut().zip(piece).for_each(|(back, x)| *back = fake_quantized(*x, params, rule.grid));
+        }
         for (x, back) in piece.iter().zip(&back) {
             let lost = f64::from(round_to(dtype, round_to(dtype, *back) - x).abs()).powf(exponent);
             // Each power is rounded to the type, f32 included: powers of the smallest values become 0.
@@ -128,4 +131,22 @@ fn error(group: &Group<'_>, range: Range, rule: &ParamRule, dtype: Dtype) -> f64
         }
     });
     if narrow { f64::from(round_to(dtype, sum as f32)) } else { sum }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::scheme::CodeType;
+
+    /// The error of codes of 16 bits is so small that each percent of a range costs more.
+    #[test]
+    fn wide_codes_keep_the_whole_range() {
+        let row: Vec<f32> = (0..4000).map(|i| (i as f32 / 2000.0 - 1.0).powi(3)).collect();
+        for codes in [CodeType::Int16, CodeType::Uint16, CodeType::Int8] {
+            let rule = ParamRule::new(Convention::Ort, codes, false, Dtype::F32);
+            let extent = Range { min: -1.0, max: row[3999] };
+            let found = search(&[Group { extent, values: &row.as_slice(), weights: None }], &rule)[0];
+            assert!(found.max >= extent.max * 0.98 && found.min <= extent.min * 0.98, "{codes}: {found:?}");
+        }
+    }
 }

@@ -102,6 +102,8 @@ pub struct Parameter {
     pub min: f64,
     /// Largest value.
     pub max: f64,
+    /// Whether it is a number of something.
+    pub is_whole: bool,
 }
 
 impl Parameter {
@@ -109,7 +111,7 @@ impl Parameter {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] if it takes none, or if the number is out of its range.
+    /// [`Error::Usage`] if it takes none, or if the number is out of its range or not whole where it must be.
     pub(crate) fn check(parameter: Option<&Parameter>, kind: &str, method: &Method) -> Result<f64> {
         let name = &method.name;
         match (parameter, method.value) {
@@ -120,6 +122,9 @@ impl Parameter {
                 if !(parameter.min..=parameter.max).contains(&value) {
                     let Parameter { name: number, min, max, .. } = parameter;
                     return Err(Error::Usage(format!("{kind} {name}: expected {number} from {min} to {max}, found {value}")));
+                }
+                if parameter.is_whole && value.fract() != 0.0 {
+                    return Err(Error::Usage(format!("{kind} {name}: expected a whole number of {}, found {value}", parameter.name)));
                 }
                 Ok(value)
             }

@@ -12,7 +12,7 @@ use crate::quant::params::Range;
 
 pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     name: "moving-average",
-    parameter: Some(Parameter { name: "C", default: 0.01, min: 0.0, max: 1.0 }),
+    parameter: Some(Parameter { name: "C", default: 0.01, min: 0.0, max: 1.0, is_whole: false }),
     summary: "minimum and maximum averaged over batches, each new one weighing C",
     build: |value, _| Box::new(MovingAverage { weight: value as f32, range: None }),
     from_summary: |value, summary, _| summary.smoothed.filter(|smoothed| smoothed.weight == value as f32).map(|smoothed| smoothed.range),

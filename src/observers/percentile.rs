@@ -17,7 +17,7 @@ use crate::quant::params::Range;
 
 pub(super) const ENTRY: ObserverEntry = ObserverEntry {
     name: "percentile",
-    parameter: Some(Parameter { name: "P", default: 99.99, min: 50.0, max: 100.0 }),
+    parameter: Some(Parameter { name: "P", default: 99.99, min: 50.0, max: 100.0, is_whole: false }),
     summary: "the range that holds P percent of the values",
     build: |percent, target| Box::new(Percentile { percent, symmetric: target.rule.symmetric, seen: None }),
     from_summary: |percent, summary, target| Some(of_summary(percent, summary, target)),

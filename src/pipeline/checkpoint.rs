@@ -130,7 +130,7 @@ pub(super) fn choose_activations(
     if tensors.is_empty() {
         return Ok(Default::default());
     }
-    let observer = ObserverChoice::new(&recipe.activations.observer)?;
+    let observer = recipe.observers.choose(&recipe.activations.observer)?;
     let activations = inputs.activations(observer.averaging_weight(), threads)?;
     let mut ranges: BTreeMap<Dtype, Ranges<'_>> = BTreeMap::new();
     let mut choices = BTreeMap::new();

@@ -134,7 +134,7 @@ fn difference(model: &Model, request: &Request, document: &Document, asked: &Req
 
 /// What a request asks for, before the run.
 fn asked_for(model: &Model, request: &Request) -> Result<RequestRecord> {
-    let Request { recipe, form, recorded_form, calibration, max_memory, seed, max_drop, gates, .. } = request;
+    let Request { recipe, form, recorded_form, calibration, max_memory, seed, max_drop, gates, lint, .. } = request;
     // All that bears on the bytes of the output, or on whether it is written, and is no file.
     #[derive(Serialize)]
     struct Options<'a> {
@@ -145,6 +145,7 @@ fn asked_for(model: &Model, request: &Request) -> Result<RequestRecord> {
         max_drop: Option<f64>,
         max_memory: u64,
         gates: &'a Gates,
+        lint: Option<&'a str>,
         synthetic: Option<&'a Drawn>,
         limit: Option<usize>,
         part: Option<(usize, usize)>,
@@ -160,6 +161,7 @@ fn asked_for(model: &Model, request: &Request) -> Result<RequestRecord> {
         max_drop: *max_drop,
         max_memory: *max_memory,
         gates,
+        lint: *lint,
         synthetic: calibration.samples.drawn(),
         limit: calibration.limit,
         part: calibration.part,

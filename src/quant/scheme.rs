@@ -84,6 +84,13 @@ pub struct Grid {
     pub qmax: i32,
 }
 
+impl Grid {
+    /// Whether every code is one byte's, signed or not.
+    pub(crate) fn fits_a_byte(self) -> bool {
+        self.qmax - self.qmin <= i32::from(u8::MAX)
+    }
+}
+
 /// Which values share one scale and zero point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Granularity {

@@ -414,6 +414,11 @@ impl<'a> QuantizeJobs<'a> {
         (!codes.is_empty()).then_some(codes)
     }
 
+    /// Bytes that `elements` values of a tensor take in the model.
+    fn source_bytes(&self, tensor: usize, elements: usize) -> u64 {
+        elements as u64 * self.model.tensors()[tensor].info.dtype.bits() / 8
+    }
+
     /// Quantizes some columns of a matrix, whose params are known, and stores them as rows.
     fn transpose(&self, tensor: usize, matrix: usize, columns: &Range<usize>, codes: &mut Vec<u8>, scratch: &mut Scratch) {
         let scheme = self.scheme(tensor);
@@ -744,7 +749,11 @@ impl Jobs for QuantizeJobs<'_> {
         match &self.jobs[job].work {
             Work::Copy { bytes, .. } => bytes.len() as u64,
             Work::Store { bytes } => bytes.len() as u64,
-            Work::Quantize { tensor, elements, .. } => elements.len() as u64 * self.model.tensors()[*tensor].info.dtype.bits() / 8,
+            Work::Quantize { tensor, elements, .. } => self.source_bytes(*tensor, elements.len()),
+            Work::Transpose { tensor, columns, .. } => {
+                let [.., rows, _] = self.model.tensors()[*tensor].info.shape[..] else { return 0 };
+                self.source_bytes(*tensor, columns.len() * rows)
+            }
             _ => 0,
         }
     }

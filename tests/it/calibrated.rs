@@ -325,3 +325,54 @@ fn biases_take_the_mean_error_of_outputs() {
     }
     assert!(moved > 0.01, "{moved}");
 }
+
+/// As where experts get tokens in some parts only: a merge has every layer, whatever the order.
+#[test]
+fn parts_may_lack_layers() {
+    let dir = checkpoint();
+    let mut random = Random(4);
+    let mut recorded = |layer: usize| Tensor::f32(LAYERS[layer], &[100, FEATURES], &inputs(100, &mut random));
+    let parts = [[recorded(0), recorded(1)], [recorded(2), recorded(1)]];
+    for (number, part) in parts.iter().enumerate() {
+        dir.write(format!("parts/{number}.safetensors"), model::file(part));
+        dir.ok(&format!("calibrate m --samples parts/{number}.safetensors -o {number}.stats"));
+    }
+    dir.ok("calibrate m --samples parts -o all.stats");
+    for order in ["0.stats 1.stats", "1.stats 0.stats"] {
+        dir.ok(&format!("merge {order} -o merged.stats --force"));
+        assert!(dir.read("merged.stats") == dir.read("all.stats"), "{order}");
+    }
+}
+
+#[test]
+fn a_command_chooses_ranges_of_recorded_inputs() {
+    let dir = checkpoint();
+    let answer = r#"command = ["sh", "-c", "cat >/dev/null; echo '{\"min\": -1.275, \"max\": 0.5}'"]"#;
+    dir.write("r.toml", format!("[[observer]]\nname = \"mine\"\n{answer}\n[activations]\nobserver = \"mine\"\n"));
+    dir.ok("quantize m --scheme w8a8-static --recipe r.toml --allow-commands --samples s -o q");
+    let stored = model::tensors(&dir.read("q/model.safetensors"));
+    for layer in LAYERS {
+        assert!((stored[&format!("{layer}.input_scale")].values()[0] - 0.01).abs() < 1e-8, "{layer}");
+    }
+    assert_eq!(dir.json("q/qtool.json")["activations"][LAYERS[0]]["observer"], "mine");
+}
+
+/// What others wrote, without a sidecar: parameters of activations are read, or refused.
+#[test]
+fn parameters_of_activations_of_others_are_read() {
+    let dir = checkpoint();
+    dir.ok("quantize m --scheme w8a8-static-asym --samples s -o q");
+    std::fs::remove_file(dir.path("q/qtool.json")).unwrap();
+    dir.ok("dequantize q -o back");
+    let mut tensors = model::tensors(&dir.read("q/model.safetensors"));
+    let scale = format!("{}.input_scale", LAYERS[0]);
+    let zero_point = format!("{}.input_zero_point", LAYERS[0]);
+    for (name, dtype, bytes) in [(&scale, "I32", 4), (&scale, "I64", 8), (&zero_point, "F32", 4)] {
+        let before = tensors.insert(name.clone(), Tensor::new(name, dtype, &[1], vec![1; bytes])).unwrap();
+        dir.write("q/model.safetensors", model::file(&tensors.values().cloned().collect::<Vec<_>>()));
+        let run = dir.fails("dequantize q -o refused", 1);
+        run.expect_one_error();
+        assert!(run.stderr.contains(name.as_str()), "{run}");
+        tensors.insert(name.clone(), before);
+    }
+}

@@ -245,6 +245,9 @@ fn junit_files_are_written_whatever_the_outcome() {
         assert_eq!(junit().matches("<testcase ").count(), tests, "{arguments}");
         assert_eq!(junit().matches("<failure ").count(), failures, "{arguments}");
     }
+    // Of a run that wrote nothing, no earlier success is left either.
+    dir.ok("quantize model.safetensors --min-sqnr 20 --dry-run --force --junit junit.xml");
+    assert!(junit().contains(&counts(1, 0, 0, 1)) && junit().contains("dry run"), "{}", junit());
     let mut weights = dir.read("model.int8.safetensors");
     *weights.last_mut().unwrap() ^= 1;
     dir.write("model.int8.safetensors", weights);

@@ -225,3 +225,11 @@ fn commands_may_answer_otherwise_every_time() {
         assert!(run.stdout.contains(reason) && run.stdout.contains("wrote "), "{run}");
     }
 }
+
+#[test]
+fn an_output_that_was_not_checked_is_not_one_that_passed() {
+    let dir = crate::onnx_quantize::small();
+    runs(&dir, "model.onnx --samples samples --no-lint", "there is no output yet");
+    runs(&dir, "model.onnx --samples samples", "the recipe or an option changed");
+    assert!(dir.ok("quantize model.onnx --samples samples --if-changed").stdout.starts_with("unchanged: "));
+}

@@ -50,6 +50,13 @@ fn a_snapshot_of_the_hugging_face_cache_is_read() {
     assert_eq!(files(&dir), files(&plain));
     let names: Vec<_> = files(&dir).as_array().unwrap().iter().map(|file| file["name"].as_str().unwrap().to_owned()).collect();
     assert_eq!(names, ["model.onnx", "weights.bin"]);
+
+    // Many repositories have their models in a directory of the snapshot.
+    fs::create_dir(snapshot.join("onnx")).unwrap();
+    symlink("../../../blobs/0a1b", snapshot.join("onnx/model.onnx")).unwrap();
+    symlink("../../../blobs/2c3d", snapshot.join("onnx/weights.bin")).unwrap();
+    dir.ok("quantize models--a--b/snapshots/e4f5/onnx/model.onnx -o inner.onnx");
+    assert_eq!(dir.read("inner.onnx"), plain.read("out.onnx"));
 }
 
 #[test]

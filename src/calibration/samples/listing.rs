@@ -7,6 +7,7 @@
 
 use super::{FORMATS, format_by_extension, pb};
 use crate::error::{Error, Result, show_name, show_path};
+use crate::formats::is_inside;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -80,11 +81,8 @@ pub(super) fn check_inside(dir: &Path, path: &Path) -> Result<()> {
     if !path.is_symlink() {
         return Ok(());
     }
-    let real = |path: &Path| path.canonicalize().map_err(|e| Error::io(path, "open", e));
-    let (root, real) = (real(dir)?, real(path)?);
-    // In the Hugging Face cache, `REPOSITORY/snapshots/REVISION/FILE` links to `REPOSITORY/blobs/HASH`.
-    let repository = root.ancestors().find(|ancestor| ancestor.ends_with("snapshots")).and_then(Path::parent);
-    if real.starts_with(&root) || repository.is_some_and(|repository| real.starts_with(repository.join("blobs"))) {
+    let real = path.canonicalize().map_err(|e| Error::io(path, "open", e))?;
+    if is_inside(dir, &real)? {
         return Ok(());
     }
     let found = format!("symbolic link: expected a target within the directory of samples, found {}", show_path(&real));

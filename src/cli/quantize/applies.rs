@@ -3,8 +3,8 @@
 use super::Arguments;
 use qtool::error::{show_name, show_path};
 use qtool::pipeline::{ActivationUse, Prepared};
-use qtool::recipe::Mode;
 use qtool::recipe::presets::Preset;
+use qtool::recipe::{Mode, Recipe};
 use qtool::report::TensorOutcome;
 use qtool::target::Target;
 use std::path::Path;
@@ -66,6 +66,8 @@ impl Arguments {
         let has_samples = !self.samples.inputs.source().is_empty();
         let is_unused = has_samples && prepared.is_onnx() && !known && !prepared.looks_at_inputs() && self.mode != Some(Mode::Static);
         let samples = is_unused.then(|| format!("{}: not used, as no layer has known ranges; {why}", self.samples.inputs.option()));
+        let stands_for = !prepared.is_onnx() && has_samples && !self.stats.is_empty();
+        let superseded = stands_for.then(|| format!("{}: not used, as --stats say what layers take", self.samples.inputs.option()));
         let looks_in_vain = prepared.looks_at_inputs() && !has_samples && self.stats.is_empty();
         let observer =
             looks_in_vain.then(|| "methods that look at what layers take are, without samples, those that look at weights only".to_owned());
@@ -81,7 +83,15 @@ impl Arguments {
         let is_scheme = Preset::scheme(name).is_ok() && self.format.is_none() && self.scheme.is_none() && self.model.is_dir();
         let of_scheme = is_scheme
             .then(|| format!("--recipe {name} has the rules only: --scheme {name} writes a directory that transformers and vLLM load"));
-        unused.chain(observer).chain(samples).chain(wants).chain(of_scheme).chain(self.in_the_way(prepared)).collect()
+        unused.chain(observer).chain(samples).chain(superseded).chain(wants).chain(of_scheme).chain(self.in_the_way(prepared)).collect()
+    }
+
+    /// What the target changes of the recipe that was read, on the way to `result`.
+    pub(super) fn overridden(&self, result: &Recipe) -> Option<String> {
+        let target: &Target = self.target.as_deref()?.parse().ok()?;
+        let asked = Recipe::named(self.recipe.as_deref()?).ok()?;
+        let lost = target.overrides(&asked, result);
+        (!lost.is_empty()).then(|| format!("--target {} takes the place of what the recipe says: {}", target.name, lost.join(", ")))
     }
 
     /// What only a dry run may meet.

@@ -381,6 +381,7 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     junit.check(&[Some(&arguments.model), arguments.report.as_ref(), arguments.emit_recipe.as_ref(), arguments.output.as_ref()])?;
     let started = std::time::Instant::now();
     let mut request = junit.tell(COMMAND, arguments.request())?;
+    let overridden = arguments.overridden(&request.recipe);
     let mut reason = None;
     if arguments.if_changed {
         let bar = Bar::new(print.quiet);
@@ -397,11 +398,12 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     let prepared = junit.tell(COMMAND, Prepared::new(request))?;
     let applies = arguments.check_kind(&prepared).and_then(|()| arguments.check_something(&prepared));
     junit.tell(COMMAND, applies)?;
-    let notes = arguments.notes(&prepared);
+    let notes: Vec<String> = arguments.notes(&prepared).into_iter().chain(overridden).collect();
     if arguments.dry_run {
         junit.tell(COMMAND, prepared.check_calibration())?;
         let report = prepared.report();
         let report = QuantizeReport { notes: report.notes.iter().chain(&notes).cloned().collect(), ..report };
+        junit.write(|| Suite::of_skipped(COMMAND, "dry run: nothing was written that gates could judge"))?;
         return print.show(&report, || terminal::plan(&report, prepared.buffer_bytes()));
     }
     if junit.junit.is_some() {

@@ -7,7 +7,7 @@ use crate::model::{Model, ModelTensor};
 use crate::outputs::document::{ActivationRecord, Document, OutputRecord, SourceRecord, TensorRecord, Values};
 use crate::quant::metrics::Metrics;
 use crate::quant::packing::{packed_len, packed_shape};
-use crate::quant::scheme::{CodeType, Convention};
+use crate::quant::scheme::{CodeType, Convention, Grid};
 use crate::recipe::Recipe;
 use crate::tensor::{Dtype, TensorInfo};
 use bytes::Bytes;
@@ -78,13 +78,9 @@ pub(crate) fn describe(model: &Model) -> Result<Document> {
                 Some(tensor) => Values::Tensor { tensor: info(tensor).name.clone() },
             },
         };
-        if let Some(input) = part(".input_scale") {
-            let scale = model.values(input, 0..info(input).elements().min(1), &mut Vec::new()).first().copied().unwrap_or(1.0);
-            let (min, max) = (scale * -128.0, scale * 127.0);
-            activations.insert(
-                module.to_owned(),
-                ActivationRecord { dtype: CodeType::Int8, max, min, observer: Method::new("min-max"), scale, zero_point: 0 },
-            );
+        if let Some(scale) = part(".input_scale") {
+            let record = activation(model, scale, part(".input_zero_point"))?;
+            activations.extend(record.map(|record| (module.to_owned(), record)));
         }
         let parts =
             [".weight", ".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape", ".input_scale", ".input_zero_point"];
@@ -111,6 +107,28 @@ pub(crate) fn describe(model: &Model) -> Result<Document> {
         tensors,
         version: crate::outputs::document::VERSION,
     })
+}
+
+/// How the inputs of a module are quantized, if all of them are with one scale: to int8, with zero point 0 if there is none.
+fn activation(model: &Model, scale: usize, zero_point: Option<usize>) -> Result<Option<ActivationRecord>> {
+    let stored = |tensor: usize| &model.tensors()[tensor];
+    if !stored(scale).info.dtype.is_decodable() {
+        let found = stored(scale).info.dtype;
+        return Err(model.tensor_error(scale, format!("dtype: expected floats, found {found}")));
+    }
+    let &[scale] = model.values(scale, 0..stored(scale).info.elements().min(2), &mut Vec::new()) else { return Ok(None) };
+    let zero_point = match zero_point.map(|tensor| (tensor, stored(tensor))) {
+        None => 0,
+        Some((_, zero)) if zero.info.dtype == Dtype::I8 && zero.data.len() == 1 => i32::from(zero.data[0].cast_signed()),
+        Some((tensor, zero)) => {
+            let found = format!("expected I8 [1], found {} {:?}", zero.info.dtype, zero.info.shape);
+            return Err(model.tensor_error(tensor, found));
+        }
+    };
+    let dtype = CodeType::Int8;
+    let end = |code: i32| (code - zero_point) as f32 * scale;
+    let Grid { qmin, qmax } = dtype.grid();
+    Ok(Some(ActivationRecord { dtype, max: end(qmax), min: end(qmin), observer: Method::new("min-max"), scale, zero_point }))
 }
 
 /// Two integers, as dimensions.

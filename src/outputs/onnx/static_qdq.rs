@@ -74,7 +74,7 @@ impl<'v> Static<'v> {
             let pair = self.name(rewriter, value, floats.clone());
             let mut node = rewriter.indexes[TOP].graph.node[layer.node].clone();
             let mut after = Vec::new();
-            if self.style == Style::Pairs {
+            if self.style_of(rewriter, layer) == Style::Pairs {
                 let float = rewriter.names.fresh(&format!("{value}_float"));
                 node.output[0].clone_from(&float);
                 after.push(quantize_linear(rewriter, &pair, &float));
@@ -103,6 +103,16 @@ impl<'v> Static<'v> {
         params.zero_point == grid.qmin && output.limit.is_none_or(|limit| highest <= limit * (1.0 + ROUNDING))
     }
 
+    /// How a layer is written. An operator on codes takes a bias of integers only, so that a convolution whose bias cannot be that stays a
+    /// float operator between pairs.
+    fn style_of(&self, rewriter: &Rewriter<'_>, layer: &Layer) -> Style {
+        let node = &rewriter.indexes[TOP].graph.node[layer.node];
+        match node.input(2) {
+            Some(bias) if layer.op == "Conv" && self.bias_with_scales(rewriter, layer, &node.input[0], bias).is_none() => Style::Pairs,
+            _ => self.style,
+        }
+    }
+
     /// Rewrites one layer.
     pub(super) fn rewrite(&mut self, rewriter: &mut Rewriter<'_>, number: usize, layer: &Layer) {
         let original = &rewriter.indexes[TOP].graph.node[layer.node];
@@ -111,13 +121,22 @@ impl<'v> Static<'v> {
             Some(nodes) => nodes[0].clone(),
             None => original.clone(),
         };
-        let nodes = match (self.style, layer.op.as_str()) {
+        let nodes = match (self.style_of(rewriter, layer), layer.op.as_str()) {
             (Style::Operators, "Conv") => self.convolution(rewriter, number, layer, &input, node),
             (Style::Operators, _) => product(rewriter, layer, &input, node),
             (Style::Pairs, _) => {
                 let weight = rewriter.weight_for_integers(layer, layer.path.transposed);
                 let value = rewriter.names.fresh(&format!("{}_dequantized", layer.weight.1));
                 let mut nodes = dequantize(rewriter, &weight, &value);
+                let input = if self.style == Style::Operators {
+                    // Operators on codes have no use for the floats, so that nobody has made them.
+                    let floats = rewriter.names.fresh(&format!("{}_dequantized", original.input[0]));
+                    let input = Pair { floats, ..input };
+                    nodes.push(dequantize_linear(rewriter, &input));
+                    input
+                } else {
+                    input
+                };
                 node.input[0] = input.floats;
                 node.input[layer.input] = value;
                 if let Some(bias) = original.input(2)
@@ -205,21 +224,25 @@ impl<'v> Static<'v> {
         Pair { codes, scale, zero_point, floats }
     }
 
-    /// The codes of a constant bias, int32 of scale `input scale * weight scale`, if its shape and that of the scales fit. One
-    /// that is written so already stays as it is.
-    fn bias(&self, rewriter: &mut Rewriter<'_>, layer: &Layer, input: &str, bias: &str) -> Option<Pair> {
+    /// A constant bias with the scale of each channel's int32 code, `input scale * weight scale`, or the one of all; `None` if its
+    /// shape and that of the scales do not fit.
+    fn bias_with_scales(&self, rewriter: &Rewriter<'_>, layer: &Layer, input: &str, bias: &str) -> Option<(Bias, Vec<f32>)> {
         let bias = Bias::of(&rewriter.indexes[TOP], bias)?;
+        let (tensor, _) = rewriter.scheme(layer)?;
+        let input_scale = self.params[input].scale;
+        let scales: Vec<f32> = rewriter.params[&tensor].iter().map(|params| input_scale * params.scale).collect();
+        (scales.len() == 1 || scales.len() == bias.values.len()).then_some((bias, scales))
+    }
+
+    /// The codes of a constant bias, if they can be had. One that is written so already stays as it is.
+    fn bias(&self, rewriter: &mut Rewriter<'_>, layer: &Layer, input: &str, bias: &str) -> Option<Pair> {
+        let (bias, scales) = self.bias_with_scales(rewriter, layer, input, bias)?;
         if self.style == Style::Pairs && rewriter.plan.float_biases && bias.codes.is_none() {
             return None;
         }
-        let (tensor, scheme) = rewriter.scheme(layer)?;
-        let (channels, weights) = (bias.values.len(), &rewriter.params[&tensor]);
-        let input_scale = self.params[input].scale;
-        let scales: Vec<f32> = weights.iter().map(|params| input_scale * params.scale).collect();
+        let (_, scheme) = rewriter.scheme(layer)?;
+        let channels = bias.values.len();
         let scale_of = |channel: usize| if scales.len() == 1 { scales[0] } else { scales[channel] };
-        if scales.len() != 1 && scales.len() != channels {
-            return None;
-        }
         if let Some((codes, stored)) = &bias.codes
             && (0..channels).all(|i| stored[i % stored.len()] == scale_of(i))
         {

@@ -118,7 +118,7 @@ impl Arithmetic {
 ///
 /// # Panics
 ///
-/// If `values` and `codes` differ in length.
+/// If `values` and `codes` differ in length; in builds with debug assertions, if codes of `grid` do not fit into a byte.
 pub fn quantize(values: &[f32], params: Params, arithmetic: Arithmetic, grid: Grid, codes: &mut [u8]) -> ErrorSums {
     quantize_ahead(values, params, arithmetic, grid, codes, &[])
 }
@@ -134,6 +134,7 @@ pub(crate) fn quantize_ahead(
     ahead: &[u8],
 ) -> ErrorSums {
     assert_eq!(values.len(), codes.len(), "one code a value");
+    debug_assert!(grid.fits_a_byte(), "codes are bytes: {grid:?}");
     let low = (grid.qmin - params.zero_point) as f32;
     let high = (grid.qmax - params.zero_point) as f32;
     let scaled = match arithmetic {

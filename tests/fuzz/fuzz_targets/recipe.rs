@@ -42,7 +42,8 @@ fuzz_target!(|data: &[u8]| {
             }
         };
         let again = Recipe::read(&DIRECTORY.write(name, text.as_bytes())).unwrap_or_else(|error| panic!("{error}\n{text}"));
-        assert_eq!(again.to_text("r.json".as_ref()).expect("it was written before"), written, "{name} gives another recipe:\n{text}");
+        assert_eq!(format!("{again:?}"), format!("{recipe:?}"), "{name} gives another recipe:\n{text}");
+        assert_eq!(again.to_text("r.json".as_ref()).expect("it was written before"), written, "{name} is written in another way:\n{text}");
     }
     let model = qtool::formats::open(&DIRECTORY.path("model.safetensors"), &read_options()).expect("the model is valid");
     if let Err(error) = Plan::new(&model, &recipe) {

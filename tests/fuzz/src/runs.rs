@@ -2,9 +2,11 @@
 
 use crate::files::Directory;
 use crate::{check_error, read_options};
+use qtool::compare::compare;
 use qtool::outputs::quantized::QuantizedModel;
 use qtool::outputs::staging::Durability;
 use qtool::pipeline::Destination;
+use qtool::report::{QuantizeReport, TensorOutcome};
 use qtool::verify::verify;
 use qtool::{Prepared, Request, Silent};
 use std::path::Path;
@@ -29,11 +31,13 @@ pub fn destination(directory: &Directory, name: &str) -> Destination {
     Destination { output: Some(directory.path(name)), force: true, durability: Durability::None, ..Destination::default() }
 }
 
-/// Carries out a request. What was written is whole, can be read, and gives a float model again; what failed left nothing.
+/// Carries out a request. What was written is whole, can be read, has lost what the run says, and gives a float model again; what failed
+/// left nothing.
 pub fn run(directory: &Directory, request: Request) {
     let output = request.destination.output.clone().expect("requests of this module have one");
     let is_onnx = output.extension().is_some_and(|extension| extension == "onnx");
     let before = directory.names();
+    let model = request.model.clone();
     let done = Prepared::new(request).and_then(|prepared| prepared.run(&Silent));
     let report = match done {
         Ok(report) => report,
@@ -49,6 +53,9 @@ pub fn run(directory: &Directory, request: Request) {
     assert!(found.findings.is_empty(), "{:?}", found.findings);
     let float = destination(directory, if is_onnx { "float.onnx" } else { "float.safetensors" });
     let has_quantized = is_onnx || QuantizedModel::open(&output, &read_options()).is_ok();
+    if !is_onnx {
+        check_losses(&model, &report);
+    }
     if !output.is_dir() {
         match qtool::dequantize::dequantize(&output, &float, &read_options(), 1, &Silent) {
             Ok(path) => drop(qtool::formats::open(&path, &read_options()).expect("a float model that was written can be read")),
@@ -58,5 +65,19 @@ pub fn run(directory: &Directory, request: Request) {
     let names = directory.names();
     for name in names.iter().filter(|name| !before.contains(name)) {
         directory.remove(name);
+    }
+}
+
+/// Makes sure that what is read back from an output differs from its model by what the run has measured, so that the codes and scales that
+/// it measured with are those that it wrote.
+fn check_losses(model: &Path, report: &QuantizeReport) {
+    let compared = match compare(model, &report.output, &read_options(), 1) {
+        Ok(compared) => compared,
+        Err(error) => return check_error(&error, false),
+    };
+    for tensor in &report.tensors {
+        let TensorOutcome::Quantize { error: Some(told), .. } = &tensor.outcome else { continue };
+        let found = compared.tensors.iter().find(|found| found.name == tensor.name).expect("both have every tensor").difference.max_abs;
+        assert!((found - told.max_abs).abs() <= 1e-6 * told.max_abs, "{}: lost {found}, but the run says {}", tensor.name, told.max_abs);
     }
 }

@@ -48,7 +48,7 @@ impl Array {
 }
 
 /// Of two arrays of classes, `[batch, classes]` or `[batch, steps, classes]`: number of rows, and of those whose largest value is the
-/// same. `None` for other arrays.
+/// same. `None` for other arrays. Rows with NaN, of which none is the largest, are the same only as themselves.
 pub(crate) fn decisions(expected: &Array, found: &Array) -> Option<[u64; 2]> {
     let (a, b) = (expected.floats()?, found.floats()?);
     let ([_, classes] | [_, _, classes]) = expected.shape[..] else { return None };
@@ -56,10 +56,35 @@ pub(crate) fn decisions(expected: &Array, found: &Array) -> Option<[u64; 2]> {
         return None;
     }
     let rows = a.chunks_exact(classes).zip(b.chunks_exact(classes));
-    Some(rows.fold([0, 0], |[rows, same], (a, b)| [rows + 1, same + u64::from(largest(a) == largest(b))]))
+    let is_same = |a: &[f32], b: &[f32]| match a.iter().chain(b).any(|value| value.is_nan()) {
+        true => a.iter().zip(b).all(|(a, b)| a == b || (a.is_nan() && b.is_nan())),
+        false => largest(a) == largest(b),
+    };
+    Some(rows.fold([0, 0], |[rows, same], (a, b)| [rows + 1, same + u64::from(is_same(a, b))]))
 }
 
 /// Place of the first of the largest values.
 fn largest(values: &[f32]) -> usize {
     values.iter().enumerate().fold(0, |best, (i, value)| if *value > values[best] { i } else { best })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_without_a_largest_value_decide_nothing() {
+        let array = |values: [f32; 6]| Array { dtype: Dtype::F32, shape: vec![2, 3], data: Data::Float(values.to_vec()) };
+        let float = array([3.0, 1.0, 2.0, 0.0, 5.0, f32::NEG_INFINITY]);
+        let nan = f32::NAN;
+        for (found, same) in [
+            (array([30.0, 10.0, 20.0, 0.0, 1.0, 0.5]), 2),
+            (array([nan, nan, nan, 0.0, 1.0, 0.0]), 1),
+            (array([3.0, nan, 2.0, nan, nan, nan]), 0),
+        ] {
+            assert_eq!(decisions(&float, &found), Some([2, same]));
+        }
+        let masked = array([nan, 1.0, 2.0, 0.0, 1.0, 0.0]);
+        assert_eq!(decisions(&masked, &masked.clone()), Some([2, 2]));
+    }
 }

@@ -5,6 +5,7 @@
 //! for, for which it may need memory, and a lock that who asks may hold. What others make of a lack of memory, a panic or an abort, ends in the
 //! same way.
 
+use qtool::calibration::engine::catches_panics;
 use qtool::outputs::staging::abandon_temporaries;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::os::fd::BorrowedFd;
@@ -91,14 +92,18 @@ pub(crate) extern "C" fn handle_aborts() {
     }
 }
 
-/// Makes a panic for lack of memory end with an error: threads are given stacks by the system, not by the allocator.
+/// Makes a panic for lack of memory end with an error: threads are given stacks by the system, not by the allocator. Those that become
+/// errors are not printed besides.
 pub(super) fn handle_panics() {
     let others = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if is_exhausted() {
             end();
         }
-        others(panic);
+        // An error says what it was.
+        if !catches_panics() {
+            others(panic);
+        }
     }));
 }
 

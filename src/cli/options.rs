@@ -7,7 +7,7 @@ use qtool::error::escape;
 use qtool::formats::ReadOptions;
 use qtool::gates::{self, GateRow};
 use qtool::limits::{self, LIMITS, LimitEntry, Limits};
-use qtool::outputs::staging::Durability;
+use qtool::outputs::staging::{Durability, resolve};
 use qtool::pipeline::CalibrationRequest;
 use qtool::report::html;
 use qtool::report::junit::{self, Suite};
@@ -290,8 +290,7 @@ impl Junit {
     pub(super) fn check(&self, others: &[Option<&PathBuf>]) -> qtool::Result<()> {
         let Some(path) = &self.junit else { return Ok(()) };
         junit::check_free(path)?;
-        let resolved = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
-        match others.iter().flatten().any(|other| resolved(other) == resolved(path)) {
+        match others.iter().flatten().any(|other| resolve(other) == resolve(path)) {
             true => Err(qtool::Error::Usage("--junit: expected a file of its own, found that of another option".into())),
             false => Ok(()),
         }

@@ -86,7 +86,8 @@ impl Sums {
         let finite = |value: f64| Some(value).filter(|value| value.is_finite());
         Difference {
             cosine: finite(self.product / (self.a * self.b).sqrt()).map(|cosine| cosine.clamp(-1.0, 1.0)),
-            max_abs: self.max,
+            // The largest of errors that are no numbers is none.
+            max_abs: if self.error.is_nan() { f64::NAN } else { self.max },
             mse: if self.count == 0 { 0.0 } else { self.error / self.count as f64 },
             sqnr_db: finite(10.0 * (self.a / self.error).log10()),
         }

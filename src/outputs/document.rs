@@ -3,7 +3,7 @@
 //! `docs/sidecar.schema.json` describes it. Keys are sorted; numbers are the shortest text that reads back to the same
 //! f32 or f64; the same run writes the same bytes on any machine.
 
-use crate::error::{Error, Result, show_path};
+use crate::error::{Error, Result, show_name, show_path};
 use crate::formats::mmap::MappedFile;
 use crate::formats::{ReadOptions, contained};
 use crate::method::Method;
@@ -11,10 +11,12 @@ use crate::quant::metrics::Metrics;
 use crate::quant::saturation::Saturation;
 use crate::quant::scheme::{CodeType, Convention};
 use crate::recipe::Recipe;
+use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::ser::{CompactFormatter, Formatter};
 use std::collections::BTreeMap;
 use std::io;
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::Path;
 
@@ -32,6 +34,7 @@ pub const VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct Document {
     /// Parameters of activations, by the name of the value; weights alone have none.
+    #[serde(deserialize_with = "by_unique_name")]
     pub activations: BTreeMap<String, ActivationRecord>,
     /// BLAKE3 of the sidecar's text, in hexadecimal, with [`NO_HASH`] in this place: [`Self::to_json`] fills it in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,6 +45,7 @@ pub struct Document {
     /// [`FORMAT`].
     pub format: String,
     /// Why each tensor that was not quantized was not.
+    #[serde(deserialize_with = "by_unique_name")]
     pub kept: BTreeMap<String, String>,
     /// What was written.
     pub output: OutputRecord,
@@ -57,6 +61,7 @@ pub struct Document {
     /// What was read.
     pub source: SourceRecord,
     /// What each quantized tensor became.
+    #[serde(deserialize_with = "by_unique_name")]
     pub tensors: BTreeMap<String, TensorRecord>,
     /// [`VERSION`].
     pub version: u32,
@@ -247,6 +252,30 @@ pub enum Values<T> {
         /// Its name.
         tensor: String,
     },
+}
+
+/// A map whose names are there once: of two with one name, readers would take one or the other.
+fn by_unique_name<'de, D: Deserializer<'de>, V: Deserialize<'de>>(deserializer: D) -> Result<BTreeMap<String, V>, D::Error> {
+    struct Unique<V>(PhantomData<V>);
+    impl<'de, V: Deserialize<'de>> Visitor<'de> for Unique<V> {
+        type Value = BTreeMap<String, V>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+            let mut map = BTreeMap::new();
+            while let Some((name, value)) = members.next_entry::<String, V>()? {
+                if map.contains_key(&name) {
+                    return Err(A::Error::custom(format_args!("expected each name once, found {} twice", show_name(&name))));
+                }
+                map.insert(name, value);
+            }
+            Ok(map)
+        }
+    }
+    deserializer.deserialize_map(Unique(PhantomData))
 }
 
 /// A number that f32 holds: larger ones would become infinite, which JSON cannot say again.

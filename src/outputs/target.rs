@@ -3,6 +3,7 @@
 use super::document::{DIRECTORY_SIDECAR, Document, sidecar_path};
 use super::staging::{self, Durability};
 use crate::error::{Error, Result, show_path};
+use crate::formats::mmap::MappedFile;
 use crate::model::{Layout, Model};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -169,7 +170,7 @@ impl Target {
         } else if Some(path) == self.sidecar.as_deref() && path.is_file() {
             ("a sidecar of qtool", is_sidecar(path))
         } else {
-            return Ok(());
+            ("a file of a model, not JSON text", !path.is_file() || !is_json(path) || is_sidecar(path))
         };
         if Some(path) == self.sidecar.as_deref() && self.is_of_another(path) {
             let message = "sidecar: expected one of this output to replace, found one of another, which would be lost";
@@ -232,7 +233,7 @@ impl Target {
             self.check_replaceable(existing)?;
         }
         if same_file(&self.output, input) && !in_place {
-            return usage(&self.output, "output: expected another file than the input, found the input (--in-place allows it)");
+            return usage(&self.output, "output: expected another file than the input, found the input (quantize --in-place allows it)");
         }
         if let Some(sidecar) = self.sidecar.as_ref().filter(|_| !self.is_directory) {
             if same_file(sidecar, input) || staging::resolve(sidecar) == staging::resolve(&self.output) {
@@ -290,6 +291,12 @@ fn of_somebody_else(dir: &Path) -> Option<PathBuf> {
         }
     }
     None
+}
+
+/// Whether the file at `path` begins as JSON documents do.
+fn is_json(path: &Path) -> bool {
+    let Ok(file) = MappedFile::open(path) else { return false };
+    file.bytes().iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|byte| matches!(byte, b'{' | b'['))
 }
 
 /// Makes sure that `output` is none of `inputs`.

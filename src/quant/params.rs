@@ -84,7 +84,8 @@ impl ParamRule {
         ParamRule { grid: Grid { qmin: qmin + (qmax - qmin) % 2, qmax }, ..self }
     }
 
-    /// Scale and zero point for `range`. The scale is finite and positive for every finite range.
+    /// Scale and zero point for `range`. The scale is finite and positive for every finite range, and what each code stands for is
+    /// finite in the weight's type.
     pub fn choose_params(&self, range: Range) -> Params {
         let range = range.with_zero();
         let params = match self.convention {
@@ -93,7 +94,23 @@ impl ParamRule {
             Convention::Ort => self.choose_ort(range),
             Convention::CompressedTensors => self.choose_compressed_tensors(range),
         };
-        if params.scale.is_finite() { params } else { self.choose_wide(range) }
+        self.within_type(if params.scale.is_finite() { params } else { self.choose_wide(range) })
+    }
+
+    /// The same with a smaller scale where the outermost code would stand for more than the weight's type can hold, as by rounding it
+    /// can for weights close to the largest number: masks are. The reference implementations make infinities of these.
+    fn within_type(&self, Params { scale, zero_point }: Params) -> Params {
+        // Others are computed in f32.
+        let dtype = if matches!(self.dtype, Dtype::F16 | Dtype::BF16) { self.dtype } else { Dtype::F32 };
+        let steps = (self.grid.qmin - zero_point).abs().max(self.grid.qmax - zero_point) as f32;
+        let is_held = |scale: f32| round_to(dtype, steps * scale).is_finite();
+        // Runtimes may store it in the weight's type.
+        if is_held(scale) && is_held(round_to(dtype, scale)) {
+            return Params { scale, zero_point };
+        }
+        let nearest = round_to(dtype, dtype.largest() / steps);
+        let scale = if is_held(nearest) { nearest } else { round_to(dtype, nearest * (1.0 - epsilon(dtype))) };
+        Params { scale, zero_point }
     }
 
     /// `UniformQuantizationObserverBase._calculate_qparams`, all in f32.
@@ -207,6 +224,33 @@ fn epsilon(dtype: Dtype) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_code_stands_for_a_finite_number() {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F64] {
+            let largest = dtype.largest();
+            for convention in [Convention::Torch, Convention::Ort, Convention::CompressedTensors] {
+                for codes in [CodeType::Int8, CodeType::Uint8, CodeType::Int4, CodeType::Uint4, CodeType::Int16] {
+                    for (symmetric, blocked) in [(true, false), (false, false), (true, true), (false, true)] {
+                        let rule = ParamRule { blocked, ..ParamRule::new(convention, codes, symmetric, dtype) };
+                        for (min, max) in
+                            [(-largest, largest), (-largest, 0.0), (0.0, largest), (-largest, 1.0), (-largest * 0.999, largest)]
+                        {
+                            let params = rule.choose_params(Range { min, max });
+                            for code in [rule.grid.qmin, rule.grid.qmax] {
+                                let value = (code - params.zero_point) as f32 * round_to(dtype, params.scale);
+                                let place = format!("{convention} {codes} {dtype} {symmetric} {blocked} {min} {max} {params:?}");
+                                assert!(round_to(dtype, value).is_finite(), "{place}");
+                                // The range is kept, but for half a step where only the lowest code is so far out.
+                                let reach = f64::from(params.scale) * f64::from(rule.grid.qmax - rule.grid.qmin);
+                                assert!(reach > 0.93 * (f64::from(max) - f64::from(min)), "{place}: {reach}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn every_finite_range_has_a_finite_positive_scale_and_a_zero_point_on_the_grid() {

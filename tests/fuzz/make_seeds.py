@@ -139,6 +139,9 @@ def of_program(program):
             run("quantize", "float", "--scheme", scheme, *options, "--min-elements", "0", "-o", scheme)
             config = json.loads(read(scheme + "/config.json"))
             seed("compressed_config", scheme, json.dumps(config, separators=(",", ":")).encode())
+            seed("compressed_tensors", scheme, read(scheme + "/model.safetensors"))
+        run("quantize", "float", "--scheme", "w8a8-static-asym", "--samples", "recorded.safetensors", "--min-elements", "0", "-o", "static")
+        seed("compressed_tensors", "static", read("static/model.safetensors"))
     seed("compressed_config", "float", b'{"model_type": "llama", "tie_word_embeddings": true, "quantization_config": null}')
     for target in ("checkpoint", "kernels", "onnx_graph"):
         for number in range(8):

@@ -192,7 +192,9 @@ fn force_replaces_nothing_that_is_read_and_nothing_of_another_kind() {
     dir.ok("calibrate model.onnx --samples sample.npz -o b.stats");
     dir.write("rules.toml", "[default]\nobserver = \"mse\"\n");
     dir.write("notes.md", "of qtool-statistics");
-    let files = ["rules.toml", "notes.md", "model.safetensors", "model.onnx", "notes.txt", "sample.npz", "q.json", "a.stats"];
+    dir.write("config.json", " {\"mine\": 1}");
+    let files =
+        ["config.json", "rules.toml", "notes.md", "model.safetensors", "model.onnx", "notes.txt", "sample.npz", "q.json", "a.stats"];
     let before = files.map(|name| dir.read(name));
     for mistake in [
         "quantize model.safetensors -o r.safetensors --emit-recipe model.safetensors --force",
@@ -200,6 +202,9 @@ fn force_replaces_nothing_that_is_read_and_nothing_of_another_kind() {
         "quantize model.safetensors -o r.safetensors --emit-recipe q.json --force",
         "quantize model.onnx --samples sample.npz -o sample.npz --force",
         "quantize model.onnx --stats a.stats -o a.stats --force",
+        "quantize model.safetensors -o config.json --sidecar new.json --force",
+        "quantize model.onnx -o config.json --sidecar new.json --force",
+        "dequantize q.safetensors -o config.json --force",
         "calibrate model.onnx --samples samples -o model.onnx --force",
         "calibrate model.onnx --samples samples -o notes.txt --force",
         "calibrate model.onnx --samples samples -o notes.md --force",

@@ -256,6 +256,8 @@ fn junit_files_are_written_whatever_the_outcome() {
     assert!(junit().contains("<failure type=\"not whole\" message=\"&quot;model.int8.safetensors&quot;: expected content"), "{}", junit());
 
     // Nothing else is replaced, and nothing is done before that is known.
+    std::fs::create_dir(dir.path("sub")).unwrap();
+    std::os::unix::fs::symlink(".", dir.path("link")).unwrap();
     dir.write("other.xml", "<testsuites name=\"other\"/>");
     let before = dir.names();
     for junit in ["other.xml", "model.safetensors", "nowhere/junit.xml"] {
@@ -263,7 +265,7 @@ fn junit_files_are_written_whatever_the_outcome() {
         dir.fails(&format!("quantize model.safetensors -o new.safetensors --junit {junit}"), code);
         dir.fails(&format!("verify model.int8.safetensors --junit {junit}"), code);
     }
-    for junit in ["new.safetensors", "new.json", "./new.json"] {
+    for junit in ["new.safetensors", "new.json", "./new.json", "sub/../new.json", "link/new.safetensors"] {
         dir.fails(&format!("quantize model.safetensors -o new.safetensors --junit {junit}"), 2);
     }
     assert_eq!(dir.names(), before);

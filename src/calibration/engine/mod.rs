@@ -69,6 +69,11 @@ pub trait Engine: Send + Sync {
     }
 }
 
+/// Whether a panic of this thread becomes an [`Error`] of an engine, which says what it was.
+pub fn catches_panics() -> bool {
+    rten::catches_panics()
+}
+
 /// How to run models.
 #[derive(Clone, Debug)]
 pub struct Options {

@@ -14,6 +14,7 @@ use crate::tensor::Dtype;
 use ::rten::{LoadErrorKind, ModelOptions, NodeId, RunErrorKind, RunOptions, ThreadPool, Value, ValueOrView, ValueView};
 use rten_tensor::{AsView, Layout};
 use std::any::Any;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
@@ -45,7 +46,7 @@ pub(super) fn load(model: Model) -> Result<Box<dyn Engine>> {
     }
     let bytes = proto.to_bytes().ok_or_else(|| names.malformed("values: expected them to be known, found some yet to be computed"))?;
     drop(proto);
-    let loaded = catch_unwind(AssertUnwindSafe(|| settings.load(bytes))).map_err(|panic| panicked(&names, panic.as_ref()))?;
+    let loaded = caught(&names, || settings.load(bytes))?;
     let model = loaded.map_err(|error| {
         // The message without the category that its display starts with.
         let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
@@ -143,7 +144,7 @@ impl Rten {
         let fetches: Vec<NodeId> = piece.fetches.iter().map(node).collect::<Result<_>>()?;
         let options = RunOptions::default().with_thread_pool(Some(pool.clone()));
         let run = || self.model.run(feeds, &fetches, Some(options));
-        let result = catch_unwind(AssertUnwindSafe(run)).map_err(|panic| panicked(&self.names, panic.as_ref()))?;
+        let result = caught(&self.names, run)?;
         result.map_err(|error| {
             let told = self.names.malformed(self.labels.explain(&error.to_string()));
             if error.kind() == RunErrorKind::OperatorError { told.with_hint(OTHER_ENGINE) } else { told }
@@ -228,6 +229,27 @@ impl Held<'_> {
             Held::Other(value) => elements(value, size_of::<f32>()),
         }
     }
+}
+
+thread_local! {
+    /// Whether a panic of this thread is about to become an error.
+    static IS_CAUGHT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What the threads of the engine's own pools are called, whose panics come out of the call that they work for.
+const POOL: &str = "rten-";
+
+/// As [`super::catches_panics`].
+pub(super) fn catches_panics() -> bool {
+    IS_CAUGHT.get() || std::thread::current().name().is_some_and(|name| name.starts_with(POOL))
+}
+
+/// What `run` gives, or that it panicked.
+fn caught<T>(names: &Names, run: impl FnOnce() -> T) -> Result<T> {
+    let before = IS_CAUGHT.replace(true);
+    let done = catch_unwind(AssertUnwindSafe(run));
+    IS_CAUGHT.set(before);
+    done.map_err(|panic| panicked(names, panic.as_ref()))
 }
 
 /// What a panic of the engine is to the caller: an error about the model.

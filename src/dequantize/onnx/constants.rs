@@ -85,7 +85,8 @@ impl FloatConstant {
         };
         let contents = codes.contents().ok()?;
         let is_known = shape.iter().product::<usize>() == 0 || code(kind, &contents, 0).is_some();
-        if !is_known || ![1, scales.len()].contains(&zero_points.len()) || scales.is_empty() {
+        let are_scales = !scales.is_empty() && scales.iter().all(|scale| scale.is_finite());
+        if !is_known || ![1, scales.len()].contains(&zero_points.len()) || !are_scales {
             return None;
         }
         let mut strides = row_major(&shape);

@@ -316,7 +316,7 @@ pub(crate) fn parent(path: &Path) -> &Path {
 }
 
 /// `path` without links, whether or not it exists: one spelling for a directory, or it would be locked twice.
-pub(crate) fn resolve(path: &Path) -> PathBuf {
+pub fn resolve(path: &Path) -> PathBuf {
     let beside = || Some(parent(path).canonicalize().ok()?.join(path.file_name()?));
     path.canonicalize().ok().or_else(beside).unwrap_or_else(|| path.to_owned())
 }

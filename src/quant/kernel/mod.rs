@@ -299,6 +299,17 @@ pub fn quantize_columns(
         }
         _ => columns_loop(row, scale, scale, false, zero_point, grid.qmin, grid.qmax, codes),
     };
+    if !max_error.is_finite() {
+        // What a code stands for is beyond f32.
+        let exact = |i: usize| {
+            let params = Params { scale: scale[i], zero_point: zero_point[i] };
+            ErrorSums::exact(&row[i..=i], &codes[i..=i], grid.qmin < 0, params)
+        };
+        return (0..n).map(exact).fold(ErrorSums::default(), |mut sums, one| {
+            sums.merge(&one);
+            sums
+        });
+    }
     ErrorSums { count: n as u64, error, value, max_error: f64::from(max_error) }
 }
 
@@ -412,6 +423,17 @@ mod tests {
                 assert_eq!(codes[i], plain(values[i], params[i], arithmetic, grid), "column {i}");
             }
         }
+    }
+
+    #[test]
+    fn errors_of_columns_beyond_f32_are_numbers() {
+        let row = [f32::MIN, 1.0, f32::MAX];
+        let params = vec![Params { scale: f32::MAX / 127.5, zero_point: 0 }; 3];
+        let mut codes = [0; 3];
+        let grid = Grid { qmin: -128, qmax: 127 };
+        let sums = quantize_columns(&row, &ColumnParams::new(&params), 0, Arithmetic::Reciprocal, grid, &mut codes);
+        let exact = ErrorSums::exact(&row, &codes, true, params[0]);
+        assert!(codes[0] == 0x80 && sums == exact && sums.max_error.is_finite(), "{sums:?} {exact:?}");
     }
 
     #[test]

@@ -21,6 +21,14 @@ fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
     }
 });
 
+/// All of a recipe, but for the lines that its rules were on.
+fn content(recipe: &Recipe) -> String {
+    let text = format!("{recipe:?}");
+    let mut parts = text.split("Some(Place {");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| text + part.split_once("})").map_or(part, |(_, rest)| rest))
+}
+
 fuzz_target!(|data: &[u8]| {
     let path = DIRECTORY.write("recipe", data);
     if let Err(error) = Recipe::named(&path) {
@@ -42,7 +50,7 @@ fuzz_target!(|data: &[u8]| {
             }
         };
         let again = Recipe::read(&DIRECTORY.write(name, text.as_bytes())).unwrap_or_else(|error| panic!("{error}\n{text}"));
-        assert_eq!(format!("{again:?}"), format!("{recipe:?}"), "{name} gives another recipe:\n{text}");
+        assert_eq!(content(&again), content(&recipe), "{name} gives another recipe:\n{text}");
         assert_eq!(again.to_text("r.json".as_ref()).expect("it was written before"), written, "{name} is written in another way:\n{text}");
     }
     let model = qtool::formats::open(&DIRECTORY.path("model.safetensors"), &read_options()).expect("the model is valid");

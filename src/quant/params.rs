@@ -230,7 +230,7 @@ mod tests {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F64] {
             let largest = dtype.largest();
             for convention in [Convention::Torch, Convention::Ort, Convention::CompressedTensors] {
-                for codes in [CodeType::Int8, CodeType::Uint8, CodeType::Int4, CodeType::Uint4, CodeType::Int16] {
+                for codes in [CodeType::Int8, CodeType::Uint8, CodeType::Int4, CodeType::Uint4] {
                     for (symmetric, blocked) in [(true, false), (false, false), (true, true), (false, true)] {
                         let rule = ParamRule { blocked, ..ParamRule::new(convention, codes, symmetric, dtype) };
                         for (min, max) in

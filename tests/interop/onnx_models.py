@@ -210,6 +210,17 @@ def conv(dims=2, group=1, bias=True, **attributes):
     return b.case(calibrates=dims < 3)
 
 
+@case()
+def conv_bias_computed():
+    """A convolution whose bias depends on the inputs."""
+    b = Build(12)
+    x, shift = b.input("x", ["batch", 8, 9, 9]), b.input("shift", [16])
+    bias = b.node("Mul", b.node("Add", shift, b.bias("b", (16,))), b.constant("factor", np.float32(2)))
+    y = b.node("Conv", x, b.weight("w", (16, 8, 3, 3), 0), bias, kernel_shape=[3, 3])
+    b.output(y, ["batch", 16, None, None])
+    return b.case()
+
+
 @case("conv-relu", op="Relu")
 @case("conv-relu6", op="Clip")
 @case("conv-clip-symmetric", op="Clip", low=-1.0)

@@ -223,7 +223,7 @@ def test_auto_is_dynamic_without_samples(quantized, name):
 # Other forms
 
 
-@pytest.mark.parametrize("name", ["conv2d", "conv-relu", "conv2d-depthwise", "conv-classifier", "matmul-3d", "gemm-bias", "gemm-mlp", "matmul-attention"])
+@pytest.mark.parametrize("name", ["conv2d", "conv-bias-computed", "conv-relu", "conv2d-depthwise", "conv-classifier", "matmul-3d", "gemm-bias", "gemm-mlp", "matmul-attention"])
 def test_operators_on_codes(quantized, name):
     """`--format qoperator` computes what the form with pairs computes."""
     pairs, path = quantized(name, "--mode", "static"), quantized(name, "--mode", "static", "--format", "qoperator")

@@ -32,12 +32,17 @@ fuzz_target!(|data: &[u8]| {
     let written = statistics.to_bytes();
     let again = Statistics::read(&DIRECTORY.write("b.stats", &written)).expect("statistics that were written can be read");
     assert!(again.to_bytes() == written, "writing them again gives other bytes");
+    // That alone would not notice what is lost the first time.
+    assert!(again.model == statistics.model && again.samples_hash() == statistics.samples_hash());
+    assert!(again.activations.keys().eq(statistics.activations.keys()));
     let rule = ParamRule::new(Convention::Ort, CodeType::Uint8, false, Dtype::F32);
-    for stats in statistics.activations.values() {
+    for (name, stats) in &statistics.activations {
         let extent = stats.extent();
         for observer in OBSERVERS.iter().filter(|observer| observer.name != "moving-average" && observer.name != "output-mse") {
             let choice = ObserverChoice::new(&observer.name.parse().expect("a name of the table")).expect("an observer of the table");
-            if let Ok(range) = stats.range(&choice, &Target { rule, single_batch: false }) {
+            let target = Target { rule, single_batch: false };
+            if let Ok(range) = stats.range(&choice, &target) {
+                assert!(again.activations[name].range(&choice, &target).is_ok_and(|other| other == range), "{}", observer.name);
                 assert!(range.min.is_finite() && range.max.is_finite(), "{}: {range:?} of {extent:?}", observer.name);
                 let params = rule.choose_params(range);
                 assert!(params.scale.is_finite() && params.scale > 0.0, "{}: {params:?} of {range:?}", observer.name);

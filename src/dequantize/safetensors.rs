@@ -8,14 +8,13 @@ use crate::error::Result;
 use crate::formats::ReadOptions;
 use crate::outputs::assemble::Assembly;
 use crate::outputs::compressed_tensors::read;
-use crate::outputs::container::{self, Entry, Order};
+use crate::outputs::container::{Entry, Order};
 use crate::outputs::quantized::QuantizedModel;
-use crate::outputs::sidecar::index_document;
 use crate::outputs::target::{Destination, Target};
-use crate::outputs::{Content, FileKind, FileLayout, OutputLayout};
+use crate::outputs::weight_files::WeightFiles;
+use crate::outputs::{Content, FileLayout, OutputLayout};
 use crate::stream::{self, Jobs, Progress, Scratch};
 use crate::tensor::encode_f32;
-use serde_json::{Map, json};
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -51,26 +50,18 @@ pub(super) fn dequantize(
 
 fn lay_out(quantized: &QuantizedModel) -> Result<OutputLayout> {
     let model = &quantized.model;
-    let (mut weight_map, mut total_size) = (Map::new(), 0);
     let own: HashSet<usize> = quantized.tensors().collect();
-    let file_layout = |(index, source): (usize, &crate::model::SourceFile)| {
+    let mut files = WeightFiles::new(model);
+    for (index, source) in model.files().iter().enumerate() {
         let tensors: Vec<usize> = model.in_header_order(index).into_iter().filter(|tensor| own.contains(tensor)).collect();
         let entry = |tensor: &usize| {
             let name = model.tensors()[*tensor].info.name.clone();
             Entry { name, dtype: quantized.dtype(*tensor), shape: quantized.shape(*tensor).to_vec(), codes: None }
         };
         let entries: Vec<Entry> = tensors.iter().map(entry).collect();
-        for entry in &entries {
-            weight_map.insert(entry.name.clone(), json!(source.name()));
-            total_size += entry.len();
-        }
-        let container = container::lay_out(&entries, source.metadata(), Order::AsGiven);
-        let contents = tensors.into_iter().map(Content::Source).zip(container.places).collect();
-        let name = source.name().into_owned();
-        FileLayout { name, header: container.header, contents, len: container.len, kind: FileKind::Safetensors }
-    };
-    let files = model.files().iter().enumerate().map(file_layout).collect();
-    let index = index_document(model, weight_map, total_size);
+        files.add(source, source.metadata(), &entries, tensors.into_iter().map(Content::Source).collect(), Order::AsGiven)?;
+    }
+    let (files, index) = files.finish();
     let config = read::is_form_of(&quantized.document).then(|| read::float_config(model)).transpose()?;
     Ok(OutputLayout { files, documents: index.into_iter().chain(config).collect() })
 }

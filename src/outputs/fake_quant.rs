@@ -8,10 +8,10 @@
 //! of the model, of an ONNX model the graph too; activations are left alone. Parameters are in the sidecar, those of groups too,
 //! as tensors of their own would be in the way of those who load the model.
 
-use super::container::{self, Entry, Order};
+use super::container::{Container, Entry, Order};
 use super::onnx::{file, rewrite::Chosen};
-use super::sidecar::index_document;
-use super::{Content, FileKind, FileLayout, Output, OutputLayout};
+use super::weight_files::WeightFiles;
+use super::{Content, FileLayout, Output, OutputLayout};
 use crate::error::{Error, Result};
 use crate::formats::mmap::MappedFile;
 use crate::formats::onnx::proto::{Payload, TensorProto};
@@ -21,7 +21,6 @@ use crate::model::{Layout, Model};
 use crate::plan::Plan;
 use crate::quant::scheme::{CodeType, Granularity};
 use crate::recipe::{Mode, Recipe};
-use serde_json::{Map, json};
 use std::ops::Range;
 
 pub(crate) struct FakeQuant;
@@ -93,7 +92,7 @@ fn check_groups(model: &Model, plan: &Plan) -> Result<()> {
 
 /// The model's own files, with other bytes for quantized tensors.
 fn safetensors_files(model: &Model, plan: &Plan) -> Result<OutputLayout> {
-    let (mut files, mut weight_map, mut total_size, mut as_given) = (Vec::with_capacity(model.files().len()), Map::new(), 0, true);
+    let (mut files, mut as_given) = (WeightFiles::new(model), true);
     for (index, source) in model.files().iter().enumerate() {
         let tensors = model.in_header_order(index);
         let entry = |tensor: &usize| {
@@ -101,29 +100,24 @@ fn safetensors_files(model: &Model, plan: &Plan) -> Result<OutputLayout> {
             Entry { name: info.name.clone(), dtype: info.dtype, shape: info.shape.clone(), codes: None }
         };
         let entries: Vec<Entry> = tensors.iter().map(entry).collect();
-        for entry in &entries {
-            weight_map.insert(entry.name.clone(), json!(source.name()));
-            total_size += entry.len();
-        }
         let own = own_places(model, &tensors, source.header().len(), source.bytes().len());
         as_given &= own.is_some();
-        let (header, places, len) = match own {
-            Some(places) => (source.header().to_vec(), places, source.bytes().len() as u64),
-            None => {
-                let container = container::lay_out(&entries, source.metadata(), Order::AsGiven);
-                (container.header, container.places, container.len)
-            }
-        };
         let content = |tensor: usize| if plan.scheme(tensor).is_some() { Content::Values(tensor) } else { Content::Source(tensor) };
-        let mut contents: Vec<(Content, Range<u64>)> = tensors.into_iter().map(content).zip(places).collect();
-        contents.sort_by_key(|(_, place)| (place.start, place.end));
-        files.push(FileLayout { name: source.name().into_owned(), header, contents, len, kind: FileKind::Safetensors });
+        let contents = tensors.into_iter().map(content).collect();
+        match own {
+            Some(places) => {
+                let container = Container { header: source.header().to_vec(), places, len: source.bytes().len() as u64 };
+                files.add_laid_out(source, &entries, contents, container)?;
+            }
+            None => files.add(source, source.metadata(), &entries, contents, Order::AsGiven)?,
+        }
     }
+    let (files, index) = files.finish();
     let index = match model.layout() {
         Layout::Directory { index: Some(name) } if as_given => {
             Some((name.to_owned(), MappedFile::open(&model.path().join(name))?.bytes().to_vec()))
         }
-        _ => index_document(model, weight_map, total_size),
+        _ => index,
     };
     Ok(OutputLayout { files, documents: index.into_iter().collect() })
 }

@@ -15,6 +15,7 @@ pub(crate) mod record;
 pub(crate) mod sidecar;
 pub mod staging;
 pub(crate) mod target;
+pub(crate) mod weight_files;
 
 use crate::error::Result;
 use crate::formats::onnx::proto::ModelProto;

@@ -4,16 +4,16 @@
 //! tensors and channels are in the JSON; those of groups are too many and become tensors `NAME.scale` and, unless the
 //! scheme is symmetric, `NAME.zero_point`. Everything else is copied bit for bit.
 
-use super::container::{self, Entry, Order};
+use super::container::{Entry, Order};
 use super::onnx::rewrite::Chosen;
-use super::{Content, FileKind, FileLayout, Output, OutputLayout};
+use super::weight_files::{WeightFiles, marked_metadata};
+use super::{Content, Output, OutputLayout};
 use crate::error::{Error, Result, show_name};
-use crate::model::{Layout, Model};
+use crate::model::Model;
 use crate::plan::{Decision, Plan, TensorScheme};
 use crate::quant::packing::packed_shape;
 use crate::quant::scheme::Granularity;
 use crate::tensor::Dtype;
-use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 
 pub(crate) struct Sidecar;
@@ -25,10 +25,6 @@ pub(crate) const ZERO_POINT: &str = ".zero_point";
 /// Names by which other tools find the scale of a tensor; a model that has them already is quantized, or would be
 /// mistaken for it.
 const TAKEN_SUFFIXES: &[&str] = &[SCALE, ZERO_POINT, "_scale", "_zero_point"];
-
-/// Free text that says who can load the tensors; PyTorch's and transformers' loaders ask for it.
-const FORMAT_KEY: &str = "format";
-const FORMAT_VALUE: &str = "pt";
 
 impl Output for Sidecar {
     fn name(&self) -> &'static str {
@@ -58,8 +54,7 @@ impl Output for Sidecar {
             return Err(Error::Usage("--format sidecar: expected a safetensors model, found an ONNX model".into()));
         }
         check_names(model, plan)?;
-        let mut files = Vec::with_capacity(model.files().len());
-        let (mut weight_map, mut total_size) = (Map::new(), 0);
+        let mut files = WeightFiles::new(model);
         for (index, source) in model.files().iter().enumerate() {
             let (mut entries, mut contents) = (Vec::new(), Vec::new());
             for (tensor, info) in model.tensors().iter().enumerate().filter(|(_, t)| t.file == index).map(|(i, t)| (i, &t.info)) {
@@ -71,31 +66,11 @@ impl Output for Sidecar {
                     Some(scheme) => add_quantized(&info.name, &info.shape, tensor, scheme, &mut entries, &mut contents),
                 }
             }
-            let mut metadata = source.metadata().to_vec();
-            if !metadata.iter().any(|(key, _)| key == FORMAT_KEY) {
-                metadata.push((FORMAT_KEY.into(), FORMAT_VALUE.into()));
-            }
-            for entry in &entries {
-                weight_map.insert(entry.name.clone(), json!(source.name()));
-                total_size += entry.len();
-            }
-            let container = container::lay_out(&entries, &metadata, Order::Aligned);
-            let mut contents: Vec<_> = contents.into_iter().zip(container.places).collect();
-            contents.sort_by_key(|(_, place)| (place.start, place.end));
-            let name = source.name().into_owned();
-            files.push(FileLayout { name, header: container.header, contents, len: container.len, kind: FileKind::Safetensors });
+            files.add(source, &marked_metadata(source), &entries, contents, Order::Aligned)?;
         }
-        let documents = index_document(model, weight_map, total_size).into_iter().collect();
-        Ok(OutputLayout { files, documents })
+        let (files, index) = files.finish();
+        Ok(OutputLayout { files, documents: index.into_iter().collect() })
     }
-}
-
-/// The index of a sharded model, rewritten for other tensors.
-pub(crate) fn index_document(model: &Model, weight_map: Map<String, Value>, total_size: u64) -> Option<(String, Vec<u8>)> {
-    let Layout::Directory { index: Some(name) } = model.layout() else { return None };
-    let index = json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
-    let text = serde_json::to_string_pretty(&index).expect("a JSON value can be written") + "\n";
-    Some((name.to_owned(), text.into_bytes()))
 }
 
 fn add_quantized(name: &str, shape: &[usize], tensor: usize, scheme: &TensorScheme, entries: &mut Vec<Entry>, contents: &mut Vec<Content>) {

@@ -29,10 +29,10 @@ mod config;
 mod modules;
 pub(crate) mod read;
 
-use super::container::{self, Entry, Order};
+use super::container::{Entry, Order};
 use super::onnx::rewrite::Chosen;
-use super::sidecar::index_document;
-use super::{Content, FileKind, FileLayout, Output, OutputLayout};
+use super::weight_files::{WeightFiles, marked_metadata};
+use super::{Content, Output, OutputLayout};
 use crate::error::{Error, Result};
 use crate::model::{Layout, Model};
 use crate::plan::Plan;
@@ -42,7 +42,6 @@ use crate::recipe::{Mode, Recipe};
 use crate::tensor::{Dtype, encode_f32};
 use bytes::Bytes;
 use config::Config;
-use serde_json::{Map, json};
 use std::collections::BTreeMap;
 
 pub(crate) struct CompressedTensors;
@@ -137,8 +136,7 @@ impl Output for CompressedTensors {
         let config = Config::read(model.path(), model.follows_links())?;
         let schemes = schemes(model, plan, chosen)?;
         modules::check_fused(model, &schemes)?;
-        let mut files = Vec::with_capacity(model.files().len());
-        let (mut weight_map, mut total_size) = (Map::new(), 0);
+        let mut files = WeightFiles::new(model);
         for (index, source) in model.files().iter().enumerate() {
             let (mut entries, mut contents) = (Vec::new(), Vec::new());
             for (tensor, info) in model.tensors().iter().enumerate().filter(|(_, t)| t.file == index).map(|(i, t)| (i, &t.info)) {
@@ -156,25 +154,13 @@ impl Output for CompressedTensors {
                     }
                 }
             }
-            for entry in &entries {
-                weight_map.insert(entry.name.clone(), json!(source.name()));
-                total_size += entry.len();
-            }
-            let mut metadata = source.metadata().to_vec();
-            if !metadata.iter().any(|(key, _)| key == "format") {
-                metadata.push(("format".into(), "pt".into()));
-            }
-            let container = container::lay_out(&entries, &metadata, Order::Aligned);
-            let mut contents: Vec<_> = contents.into_iter().zip(container.places).collect();
-            contents.sort_by_key(|(_, place)| (place.start, place.end));
-            let name = source.name().into_owned();
-            files.push(FileLayout { name, header: container.header, contents, len: container.len, kind: FileKind::Safetensors });
+            files.add(source, &marked_metadata(source), &entries, contents, Order::Aligned)?;
         }
+        let (files, index) = files.finish();
         let ignored = modules::ignored(model, &schemes, &config);
         let by_module = schemes.iter().map(|(tensor, scheme)| (modules::module_of(&model.tensors()[*tensor].info.name), scheme));
         let merged = config.with_quantization(&config::quantization_config(by_module, &ignored));
-        let documents = index_document(model, weight_map, total_size).into_iter().chain([(config::NAME.to_owned(), merged)]);
-        Ok(OutputLayout { files, documents: documents.collect() })
+        Ok(OutputLayout { files, documents: index.into_iter().chain([(config::NAME.to_owned(), merged)]).collect() })
     }
 }
 

@@ -67,10 +67,15 @@ pub(crate) fn look_up<'t, T>(what: &str, table: &'t [T], name_of: impl Fn(&T) ->
     })
 }
 
+/// Longest names that are compared for slips, in bytes: that takes the product of their lengths.
+const LONGEST_MEANT: usize = 256;
+
 /// The name among `known` that somebody who wrote `wanted` likely meant: one that few edits lead to.
 pub(crate) fn meant<'k>(wanted: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    let is_short = |name: &&str| name.len() <= LONGEST_MEANT;
     let edits = |name: &str| strsim::damerau_levenshtein(&wanted.to_lowercase(), &name.to_lowercase());
-    let (edits, name) = known.map(|name| (edits(name), name)).min_by_key(|(edits, _)| *edits)?;
+    let (edits, name) =
+        known.filter(|_| is_short(&wanted)).filter(is_short).map(|name| (edits(name), name)).min_by_key(|(edits, _)| *edits)?;
     (edits <= 1.max(wanted.chars().count() / 3)).then_some(name)
 }
 
@@ -85,6 +90,9 @@ mod tests {
             assert_eq!(meant(wanted, known()), Some(name));
         }
         assert_eq!(meant("entropy", known()), None);
+        // A table of all pairs of their characters would take gigabytes.
+        let long = ["a", "b"].map(|last| "a".repeat(100_000) + last);
+        assert_eq!(meant(&long[0], [long[1].as_str()].into_iter()), None);
         assert_eq!(meant("x", [].into_iter()), None);
     }
 }

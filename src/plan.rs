@@ -21,7 +21,7 @@ use crate::quant::kernel::Arithmetic;
 use crate::quant::params::{ParamRule, Params};
 use crate::quant::saturation::{PairCheck, REDUCED, Saturation};
 use crate::quant::scheme::{CodeType, Granularity, Grid};
-use crate::recipe::{Mode, Recipe, Weights};
+use crate::recipe::{Mode, Recipe, Resolved, Weights};
 use crate::tensor::Dtype;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -133,7 +133,12 @@ impl Plan {
             recipe.observers.choose(method)?;
         }
         RoundingChoice::new(&recipe.settings.rounding)?;
-        let decisions = (0..model.tensors().len()).map(|tensor| decide(model, tensor, recipe)).collect::<Result<_>>()?;
+        let mut decisions = Vec::with_capacity(model.tensors().len());
+        for tensors in model.tensors().chunks(RESOLVED_AT_ONCE) {
+            for resolved in recipe.resolve_all(tensors.len(), |rule, tensor| tensors[tensor].is_subject_of(rule)) {
+                decisions.push(decide(model, decisions.len(), recipe, resolved)?);
+            }
+        }
         let mut plan = Plan {
             decisions,
             mode: recipe.mode,
@@ -254,10 +259,12 @@ impl Plan {
     }
 }
 
-fn decide(model: &Model, tensor: usize, recipe: &Recipe) -> Result<Decision> {
+/// How many tensors rules are applied to at once.
+const RESOLVED_AT_ONCE: usize = 256;
+
+fn decide(model: &Model, tensor: usize, recipe: &Recipe, resolved: Resolved<'_>) -> Result<Decision> {
     let stored = &model.tensors()[tensor];
     let info = &stored.info;
-    let resolved = recipe.resolve(|rule| stored.is_subject_of(rule));
     let asked_for = recipe.include.iter().any(|pattern| stored.is_matched_by(pattern))
         || matches!(resolved.decided_by.and_then(|rule| rule.weights), Some(Weights::Codes(_)));
     if let Some(reason) = unsuitable(stored, asked_for) {

@@ -14,9 +14,10 @@ use super::onnx_model::OnnxModel;
 use super::pairs::{self, Given};
 use super::scopes::TOP;
 use super::weights::Layer;
+use crate::formats::onnx::proto::NodeProto;
 use crate::plan::LayerMode;
 use crate::quant::params::Range;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Operators whose output holds values of their first input and nothing else (or, at the border, zeros and smallest values).
 pub(crate) const MOVES_DATA: &[&str] =
@@ -70,47 +71,70 @@ pub(crate) struct LayerOutput {
     pub limit: Option<f32>,
 }
 
-/// Finds what has to be quantized for one layer of the top graph to run in integers.
-pub(crate) fn find_for(onnx: &OnnxModel, index: &GraphIndex<'_>, layer: &Layer) -> QuantizedValues {
-    let is_it = |other: &Layer| (other.scope, other.node, other.input) == (layer.scope, layer.node, layer.input);
-    let modes: Vec<LayerMode> =
-        onnx.weights.layers.iter().map(|other| if is_it(other) { LayerMode::Static } else { LayerMode::Keep }).collect();
-    find(onnx, &modes, index)
+/// Finds what has to be quantized for one layer of the top graph, of this number, to run in integers.
+pub(crate) fn find_for(index: &GraphIndex<'_>, number: usize, layer: &Layer) -> QuantizedValues {
+    let mut found = QuantizedValues::default();
+    if layer.scope == TOP {
+        found.add_layer(index, number, layer);
+        found.add_known_ranges(index);
+    }
+    found
 }
 
 /// Finds what has to be quantized for the layers of the top graph that are to run in integers.
 pub(crate) fn find(onnx: &OnnxModel, modes: &[LayerMode], index: &GraphIndex<'_>) -> QuantizedValues {
     let mut found = QuantizedValues::default();
-    let layers = || onnx.weights.layers.iter().enumerate().filter(|(i, layer)| modes[*i] == LayerMode::Static && layer.scope == TOP);
-    for (i, layer) in layers() {
+    let layers = onnx.weights.layers.iter().enumerate();
+    for (number, layer) in layers.filter(|(number, layer)| modes[*number] == LayerMode::Static && layer.scope == TOP) {
+        found.add_layer(index, number, layer);
+    }
+    found.add_known_ranges(index);
+    found.add_origins(index);
+    found
+}
+
+impl QuantizedValues {
+    /// Adds what one layer takes and gives.
+    fn add_layer(&mut self, index: &GraphIndex<'_>, number: usize, layer: &Layer) {
         let node = &index.graph.node[layer.node];
         if let Some(input) = node.input(0) {
             match pairs::given(index, input) {
-                Some(given) => drop(found.given.insert(input.to_owned(), given)),
-                None => drop(found.values.insert(input.to_owned(), RangeSource::Observed)),
+                Some(given) => drop(self.given.insert(input.to_owned(), given)),
+                None => drop(self.values.insert(input.to_owned(), RangeSource::Observed)),
             }
         }
         if let Some(quantize) = pairs::only_quantized(index, &node.output[0]) {
-            found.given_outputs.insert(i, quantize);
+            self.given_outputs.insert(number, quantize);
         } else if layer.op == "Conv" {
             let output = layer_output(index, &node.output[0]);
-            found.values.insert(output.value.clone(), RangeSource::Observed);
-            found.outputs.insert(i, output);
+            self.values.insert(output.value.clone(), RangeSource::Observed);
+            self.outputs.insert(number, output);
         }
     }
-    let quantized_by_layers: BTreeSet<&str> = found.outputs.values().map(|output| output.value.as_str()).collect();
-    let mut sources = BTreeMap::new();
-    for value in found.values.keys().filter(|value| !quantized_by_layers.contains(value.as_str())) {
-        if let Some((_, node)) = index.producer(value).filter(|(_, node)| node.is_standard()) {
-            if IN_UNIT_RANGE.contains(&node.op_type.as_str()) {
-                sources.insert(value.clone(), RangeSource::Known(UNIT));
-            } else if let Some(origin) = moved_from(index, value, &quantized_by_layers) {
-                sources.insert(value.clone(), RangeSource::SameAs(origin));
+
+    /// Values whose range their operator tells.
+    fn add_known_ranges(&mut self, index: &GraphIndex<'_>) {
+        let of_layers: BTreeSet<&str> = self.outputs.values().map(|output| output.value.as_str()).collect();
+        let is_known = |node: &NodeProto| node.is_standard() && IN_UNIT_RANGE.contains(&node.op_type.as_str());
+        for (value, source) in self.values.iter_mut().filter(|(value, _)| !of_layers.contains(value.as_str())) {
+            if index.producer(value).is_some_and(|(_, node)| is_known(node)) {
+                *source = RangeSource::Known(UNIT);
             }
         }
     }
-    found.values.extend(sources);
-    found
+
+    /// Values that have the elements of outputs of layers.
+    fn add_origins(&mut self, index: &GraphIndex<'_>) {
+        let of_layers: BTreeSet<&str> = self.outputs.values().map(|output| output.value.as_str()).collect();
+        let names: Vec<String> = self.values.keys().filter(|value| !of_layers.contains(value.as_str())).cloned().collect();
+        let mut known = HashMap::new();
+        for value in &names {
+            let origin = moved_from(index, value, &of_layers, &mut known);
+            if let (Some(origin), Some(source)) = (origin, self.values.get_mut(value)) {
+                *source = RangeSource::SameAs(origin.to_owned());
+            }
+        }
+    }
 }
 
 /// The value that a layer's output becomes before it is quantized.
@@ -134,14 +158,28 @@ fn layer_output(index: &GraphIndex<'_>, output: &str) -> LayerOutput {
 }
 
 /// The value quantized by a layer whose elements `value` has, if only data is moved in between.
-fn moved_from(index: &GraphIndex<'_>, value: &str, quantized: &BTreeSet<&str>) -> Option<String> {
-    let mut value = value;
-    while !quantized.contains(value) {
-        let (_, node) = index.producer(value)?;
-        if !node.is_standard() || !MOVES_DATA.contains(&node.op_type.as_str()) {
-            return None;
+/// `known` remembers what was found, so that values with a part of the way in common do not go it again.
+fn moved_from<'v>(
+    index: &GraphIndex<'v>,
+    value: &'v str,
+    quantized: &BTreeSet<&'v str>,
+    known: &mut HashMap<&'v str, Option<&'v str>>,
+) -> Option<&'v str> {
+    let moves = |node: &&NodeProto| node.is_standard() && MOVES_DATA.contains(&node.op_type.as_str());
+    let (mut value, mut way) = (value, Vec::new());
+    let origin = loop {
+        if let Some(origin) = quantized.get(value) {
+            break Some(*origin);
         }
-        value = node.input(0)?;
-    }
-    Some(value.to_owned())
+        if let Some(origin) = known.get(value) {
+            break *origin;
+        }
+        way.push(value);
+        match index.producer(value).map(|(_, node)| node).filter(moves).and_then(|node| node.input(0)) {
+            Some(input) => value = input,
+            None => break None,
+        }
+    };
+    known.extend(way.into_iter().map(|value| (value, origin)));
+    origin
 }

@@ -1,7 +1,7 @@
 //! Changes to one graph, collected while its index is in use and then made at once, so that nodes stay in order.
 
 use crate::formats::onnx::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Changes by the place of nodes as they were.
 #[derive(Default)]
@@ -17,7 +17,9 @@ pub(crate) struct Edits {
     /// Types of values that nothing tells otherwise.
     pub types: Vec<ValueInfoProto>,
     /// New constants.
-    pub initializers: Vec<TensorProto>,
+    initializers: Vec<TensorProto>,
+    /// Their places by name; of several of one name, that of the first.
+    places: HashMap<String, usize>,
     /// Constants that go.
     pub removed_initializers: HashSet<String>,
 }
@@ -26,8 +28,19 @@ impl Edits {
     /// Adds a constant and returns its name.
     pub(crate) fn add(&mut self, tensor: TensorProto) -> String {
         let name = tensor.name.clone();
+        self.places.entry(name.clone()).or_insert(self.initializers.len());
         self.initializers.push(tensor);
         name
+    }
+
+    /// The constants that were added.
+    pub(crate) fn added(&self) -> &[TensorProto] {
+        &self.initializers
+    }
+
+    /// The constant of this name that was added.
+    pub(crate) fn find(&self, name: &str) -> Option<&TensorProto> {
+        self.places.get(name).map(|place| &self.initializers[*place])
     }
 
     /// Makes the changes. What was known of the type of a value that has gone goes too.
@@ -44,10 +57,28 @@ impl Edits {
         }
         graph.initializer.retain(|tensor| !self.removed_initializers.contains(&tensor.name));
         graph.initializer.extend(self.initializers);
-        for value in self.types {
-            match graph.output.iter_mut().chain(&mut graph.value_info).find(|known| known.name == value.name) {
-                Some(known) => known.r#type = known.r#type.take().or(value.r#type),
-                None => graph.value_info.push(value),
+        if !self.types.is_empty() {
+            add_types(graph, self.types);
+        }
+    }
+}
+
+/// Adds the types of values that have none.
+fn add_types(graph: &mut GraphProto, types: Vec<ValueInfoProto>) {
+    let mut places: HashMap<String, usize> = HashMap::new();
+    for (place, value) in graph.output.iter().chain(&graph.value_info).enumerate() {
+        places.entry(value.name.clone()).or_insert(place);
+    }
+    for value in types {
+        let outputs = graph.output.len();
+        match places.get(&value.name) {
+            Some(place) => {
+                let known = if *place < outputs { &mut graph.output[*place] } else { &mut graph.value_info[*place - outputs] };
+                known.r#type = known.r#type.take().or(value.r#type);
+            }
+            None => {
+                places.insert(value.name.clone(), outputs + graph.value_info.len());
+                graph.value_info.push(value);
             }
         }
     }

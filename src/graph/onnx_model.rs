@@ -3,8 +3,8 @@
 use super::weights::{self, Key, Layer, Weights};
 use crate::error::{Error, Result};
 use crate::formats::onnx::OnnxFile;
-use crate::formats::onnx::proto::{NodeProto, TensorProto};
-use crate::graph::scopes::{TOP, scopes};
+use crate::formats::onnx::proto::{GraphProto, NodeProto, TensorProto};
+use crate::graph::scopes::{BodyPlace, TOP, scopes};
 use crate::model::{Model, ModelTensor, Role};
 use crate::recipe::CustomLayer;
 use crate::tensor::TensorInfo;
@@ -18,16 +18,22 @@ pub(crate) struct OnnxModel {
     /// Layers that the recipe declares.
     pub custom: Vec<CustomLayer>,
     tensors: HashMap<Key, usize>,
+    /// For every graph, the number of the one that holds it, and its place there.
+    places: Vec<(usize, BodyPlace)>,
 }
 
 impl OnnxModel {
     /// The node of a layer.
     pub(crate) fn node(&self, layer: &Layer) -> &NodeProto {
-        if let (TOP, Some(graph)) = (layer.scope, &self.file.proto.graph) {
-            return &graph.node[layer.node];
+        &self.graph(layer.scope).expect("layers are in graphs of the model").node[layer.node]
+    }
+
+    /// The graph of this number.
+    fn graph(&self, scope: usize) -> Option<&GraphProto> {
+        match scope {
+            TOP => self.file.proto.graph.as_deref(),
+            _ => self.places.get(scope).and_then(|(parent, place)| place.find(self.graph(*parent)?)),
         }
-        let scopes = scopes(&self.file.proto);
-        &scopes[layer.scope].graph.node[layer.node]
     }
 
     /// Stores other bytes of a constant of the top graph.
@@ -65,7 +71,8 @@ pub(crate) fn into_model(file: OnnxFile, custom: Vec<CustomLayer>) -> Result<Mod
         roles.insert(&layer.weight, merged);
     }
     let (mut tensors, mut places) = (Vec::new(), HashMap::new());
-    for (number, scope) in scopes(&file.proto).iter().enumerate() {
+    let scopes = scopes(&file.proto);
+    for (number, scope) in scopes.iter().enumerate() {
         for constant in &scope.graph.initializer {
             let key = (number, constant.name.clone());
             let shown = &weights.shown[&key];
@@ -80,7 +87,8 @@ pub(crate) fn into_model(file: OnnxFile, custom: Vec<CustomLayer>) -> Result<Mod
             }
         }
     }
-    Ok(Model::of_onnx(OnnxModel { file, weights, custom, tensors: places }, tensors))
+    let graphs = scopes.iter().map(|scope| (scope.parent, scope.place)).collect();
+    Ok(Model::of_onnx(OnnxModel { file, weights, custom, tensors: places, places: graphs }, tensors))
 }
 
 fn model_tensor(constant: &TensorProto, name: &str, position: usize, role: Role) -> Result<Option<ModelTensor>, String> {

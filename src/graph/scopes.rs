@@ -12,26 +12,51 @@ pub(crate) struct Scope<'g> {
     pub parent: usize,
     /// Names of nodes and attributes on the way to it, such as `if_node/then_branch`; empty for the top graph.
     pub path: String,
+    /// Where it is in the graph that holds it; anywhere for the top graph.
+    pub place: BodyPlace,
+}
+
+/// Where a body is in the graph that holds it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct BodyPlace {
+    node: usize,
+    attribute: usize,
+    /// Which graph of the attribute's list; none if it holds one graph.
+    listed: Option<usize>,
+}
+
+impl BodyPlace {
+    /// The body at this place of `graph`.
+    pub(crate) fn find(self, graph: &GraphProto) -> Option<&GraphProto> {
+        let attribute = graph.node.get(self.node)?.attribute.get(self.attribute)?;
+        match self.listed {
+            None => attribute.g.as_deref(),
+            Some(number) => attribute.graphs.get(number),
+        }
+    }
 }
 
 /// Every graph, each after the one that holds it.
 pub(crate) fn scopes(model: &ModelProto) -> Vec<Scope<'_>> {
     let mut found = Vec::new();
     if let Some(graph) = &model.graph {
-        collect(graph, TOP, String::new(), &mut found);
+        collect(graph, TOP, String::new(), BodyPlace::default(), &mut found);
     }
     found
 }
 
-fn collect<'g>(graph: &'g GraphProto, parent: usize, path: String, found: &mut Vec<Scope<'g>>) {
+fn collect<'g>(graph: &'g GraphProto, parent: usize, path: String, place: BodyPlace, found: &mut Vec<Scope<'g>>) {
     let own = found.len();
-    found.push(Scope { graph, parent, path: path.clone() });
+    found.push(Scope { graph, parent, path: path.clone(), place });
     for (i, node) in graph.node.iter().enumerate() {
         let label = || if node.name.is_empty() { format!("{}_{i}", node.op_type) } else { node.name.clone() };
-        for attribute in &node.attribute {
-            for body in attribute.g.as_deref().into_iter().chain(&attribute.graphs) {
+        for (number, attribute) in node.attribute.iter().enumerate() {
+            let one = attribute.g.as_deref().map(|body| (None, body));
+            let several = attribute.graphs.iter().enumerate().map(|(listed, body)| (Some(listed), body));
+            for (listed, body) in one.into_iter().chain(several) {
                 let separator = if path.is_empty() { "" } else { "/" };
-                collect(body, own, format!("{path}{separator}{}/{}", label(), attribute.name), found);
+                let place = BodyPlace { node: i, attribute: number, listed };
+                collect(body, own, format!("{path}{separator}{}/{}", label(), attribute.name), place, found);
             }
         }
     }

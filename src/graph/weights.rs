@@ -32,6 +32,13 @@ pub(crate) struct Layer {
     pub axis: usize,
 }
 
+impl Layer {
+    /// Graph, node and input.
+    pub(crate) fn place(&self) -> (usize, usize, usize) {
+        (self.scope, self.node, self.input)
+    }
+}
+
 /// What lies between a stored constant and the node that takes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WeightPath {
@@ -57,14 +64,17 @@ pub(crate) struct Weights {
 pub(crate) fn find(model: &ModelProto, custom: &[CustomLayer]) -> Weights {
     let scopes = scopes(model);
     let indexes: Vec<GraphIndex<'_>> = scopes.iter().map(|scope| GraphIndex::new(scope.graph)).collect();
+    let mut by_operator: HashMap<(&str, &str), Vec<&CustomLayer>> = HashMap::new();
+    for layer in custom {
+        layer.operator().into_iter().for_each(|operator| by_operator.entry(operator).or_default().push(layer));
+    }
     let mut found = Weights { layers: Vec::new(), others: BTreeMap::new(), shown: shown_names(&scopes) };
     for (number, index) in indexes.iter().enumerate() {
         for (place, node) in index.graph.node.iter().enumerate() {
             let known = operator(node);
             let of_operator = known.into_iter().flat_map(|operator| operator.weights);
-            let inputs = of_operator
-                .map(WeightOf::Known)
-                .chain(custom.iter().filter(|layer| layer.is_of(&node.domain, &node.op_type)).map(WeightOf::Custom));
+            let declared = by_operator.get(&(node.domain.as_str(), node.op_type.as_str())).into_iter().flatten().copied();
+            let inputs = of_operator.map(WeightOf::Known).chain(declared.map(WeightOf::Custom));
             for weight in inputs {
                 let Some(value) = node.input(weight.input()) else { continue };
                 let Some((key, path, tensor)) = trace(&scopes, &indexes, number, value) else { continue };

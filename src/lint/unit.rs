@@ -8,6 +8,7 @@ use super::routes::{Route, route};
 use crate::formats::onnx::proto::NodeProto;
 use crate::formats::onnx::tensor::{FLOAT, INT8, INT16, UINT8, UINT16};
 use crate::graph::pairs::{is_dequantize, is_quantize};
+use std::collections::HashSet;
 
 /// Operators through which ONNX Runtime carries quantization: QDQPropagationTransformer.
 const CARRIES: &[&str] = &["MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"];
@@ -232,10 +233,10 @@ fn behind_reshape<'g>(graphs: &Graphs<'g>, scope: usize, node: &NodeProto) -> Ou
 
 /// Each QuantizeLinear that takes a value, those that are alike once.
 fn different<'g>(graphs: &Graphs<'g>, scope: usize, value: &str) -> Vec<Linear<'g>> {
-    let mut found: Vec<Linear<'g>> = Vec::new();
+    let (mut found, mut known): (Vec<Linear<'g>>, HashSet<&[String]>) = Default::default();
     for only in graphs.index(scope).uses(value).iter().filter(|only| only.input == 0 && is_quantize(graphs.node(scope, only.node))) {
         if let Some(linear) = graphs.linear(scope, only.node)
-            && !found.iter().any(|other| other.node.input == linear.node.input)
+            && known.insert(&linear.node.input)
         {
             found.push(linear);
         }

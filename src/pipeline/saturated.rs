@@ -19,7 +19,7 @@ use crate::quant::saturation::{PairCheck, could_saturate};
 use crate::quant::scheme::{CodeType, Convention};
 use crate::stream::Progress;
 use crate::tensor::Dtype;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Sums of pairs that could saturate which are looked at for each weight, about.
@@ -67,9 +67,16 @@ impl Counting<'_> {
         let (layers, sources) = layer_inputs::find(model, onnx, &wanted, 1);
         let mut shares: BTreeMap<&str, Vec<Share>> = BTreeMap::new();
         let mut counts: BTreeMap<usize, [AtomicU64; 2]> = BTreeMap::new();
+        let names = sources.iter().flat_map(|(value, sources)| sources.iter().map(move |source| (value, &source.names)));
+        let values: HashMap<&str, &str> =
+            names.flat_map(|(value, names)| names.iter().map(|name| (name.as_str(), value.as_str()))).collect();
+        let mut takers: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (tensor, layer) in &layers {
+            values.get(layer.inputs[0].as_str()).into_iter().for_each(|value| takers.entry(value).or_default().push(*tensor));
+        }
         let mut free = self.max_memory;
-        for (value, sources) in &sources {
-            for (tensor, layer) in layers.iter().filter(|(_, layer)| sources.iter().any(|source| source.names.contains(&layer.inputs[0]))) {
+        for value in sources.keys() {
+            for (tensor, layer) in takers.get(value.as_str()).into_iter().flatten().map(|tensor| (tensor, &layers[tensor])) {
                 let is_static = plan.mode_of(model, *tensor) == Some("static");
                 let params = if is_static { self.chosen.activations.get(value).copied() } else { None };
                 let each = self.shares(*tensor, &checks[tensor], layer.view, layer.inputs.len())?;

@@ -5,7 +5,7 @@ use crate::graph::ops::OPERATORS;
 use crate::method::{look_up, meant};
 use crate::model::{Model, Role};
 use crate::recipe::{Pattern, Recipe, Rule};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// That every pattern, rule and layer of `recipe` is about some tensor.
 ///
@@ -22,9 +22,10 @@ pub(super) fn check_matches(model: &Model, recipe: &Recipe) -> Result<()> {
         look_up("--op-types", OPERATORS, |operator| operator.op_type, wanted)?;
     }
     check_op_types(model, recipe)?;
+    let there: HashSet<&str> = model.tensors().iter().filter_map(|tensor| tensor.role.op()).collect();
     for layer in &recipe.layers {
         let is_there = match (&layer.op, model.onnx()) {
-            (Some(op), Some(_)) => model.tensors().iter().any(|tensor| tensor.role.op() == Some(op)),
+            (Some(op), Some(_)) => there.contains(op.as_str()),
             // Checkpoints have no operators; `declare` has looked for their tensors.
             _ => true,
         };

@@ -37,7 +37,7 @@ use crate::stream::observe;
 use names::{FakeQuantizer, Site};
 use params::Codes;
 use state::{State, Watched, named};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// What the sidecar says of ranges that were trained, in the place of an observer.
 pub(crate) const TRAINED: &str = "trained";
@@ -135,12 +135,19 @@ fn twice(model: &Model, quantizer: &FakeQuantizer, name: &str) -> Error {
 
 /// Gives fake quantizers of exported graphs the weights that the recipe says they are for.
 fn name_exported(model: &Model, quantizers: &mut [FakeQuantizer], recipe: &Recipe) -> Result<()> {
+    if recipe.fake_quantizers.is_empty() {
+        return Ok(());
+    }
+    let tensors: HashSet<&str> = model.tensors().iter().map(|tensor| tensor.info.name.as_str()).collect();
+    let is_numbered = |quantizer: &&mut FakeQuantizer| matches!(quantizer.site, Site::Activation(_));
+    let numbered = quantizers.iter_mut().filter(is_numbered);
+    let mut numbered: HashMap<String, &mut FakeQuantizer> = numbered.map(|quantizer| (quantizer.root.clone(), quantizer)).collect();
     for named in &recipe.fake_quantizers {
-        let is_numbered = |quantizer: &&mut FakeQuantizer| quantizer.root == named.name && matches!(quantizer.site, Site::Activation(_));
-        let Some(quantizer) = quantizers.iter_mut().find(is_numbered) else {
+        // Each is for one weight.
+        let Some(quantizer) = numbered.remove(&named.name) else {
             return Err(named.error("expected state of a fake quantizer of that name in the model, found none"));
         };
-        if !model.tensors().iter().any(|tensor| tensor.info.name == named.weight) {
+        if !tensors.contains(named.weight.as_str()) {
             return Err(named.error(&format!("weight: expected a tensor {}, found none", show_name(&named.weight))));
         }
         quantizer.site = Site::Exported { weight: named.weight.clone(), batch_norm: named.batch_norm.clone() };

@@ -43,9 +43,9 @@ impl CustomLayer {
         usize::try_from(axis).ok().filter(|axis| rank >= 2 && *axis < rank)
     }
 
-    /// Whether it is about nodes of this operator.
-    pub(crate) fn is_of(&self, domain: &str, op_type: &str) -> bool {
-        self.op.as_deref().and_then(|op| op.split_once(SEPARATOR)) == Some((domain, op_type))
+    /// The domain and the type of the operator that it is about.
+    pub(crate) fn operator(&self) -> Option<(&str, &str)> {
+        self.op.as_deref()?.split_once(SEPARATOR)
     }
 
     /// What it is about, as text.

@@ -162,14 +162,22 @@ impl Recipe {
 
     /// The settings for a tensor, which `matches` says whether a rule is about.
     pub fn resolve(&self, matches: impl Fn(&Rule) -> bool) -> Resolved<'_> {
-        let mut resolved = Resolved { settings: self.settings.clone(), decided_by: None };
-        for rule in self.rules.iter().filter(|rule| matches(rule)) {
-            rule.apply(&mut resolved.settings);
-            if rule.weights.is_some() {
-                resolved.decided_by = Some(rule);
+        self.resolve_all(1, |rule, _| matches(rule)).remove(0)
+    }
+
+    /// The settings for some tensors, by number. Rules are the outer loop, as what a pattern is compiled to is larger than names.
+    pub(crate) fn resolve_all(&self, tensors: usize, matches: impl Fn(&Rule, usize) -> bool) -> Vec<Resolved<'_>> {
+        let unresolved = || Resolved { settings: self.settings.clone(), decided_by: None };
+        let mut all: Vec<Resolved<'_>> = std::iter::repeat_with(unresolved).take(tensors).collect();
+        for rule in &self.rules {
+            for (_, resolved) in all.iter_mut().enumerate().filter(|(tensor, _)| matches(rule, *tensor)) {
+                rule.apply(&mut resolved.settings);
+                if rule.weights.is_some() {
+                    resolved.decided_by = Some(rule);
+                }
             }
         }
-        resolved
+        all
     }
 
     /// Every observer that it names.

@@ -1,14 +1,14 @@
 //! Reads recipes: TOML, JSON, or the recipe that a sidecar records. Every mistake is named with its line and column.
 
-use super::Recipe;
-use super::place::Place;
+use super::place::{Place, PlaceFinder};
+use super::{Pattern, Recipe};
 use crate::error::{Error, Result};
 use crate::formats::shorten;
 use crate::method::meant;
 use crate::outputs::document::FORMAT;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -42,22 +42,24 @@ pub(super) fn read(path: &Path, is_complete: bool) -> Result<Recipe> {
 pub(super) fn parse(path: &Path, text: &str, is_complete: bool) -> Result<Recipe> {
     let source = Source { path, text: text.strip_prefix('\u{feff}').unwrap_or(text) };
     let (mut recipe, places) = if source.text.trim_start().starts_with('{') { source.json()? } else { source.toml()? };
+    let finder = PlaceFinder::new(path, source.text);
     for (rule, table) in recipe.rules.iter_mut().zip(&places.rule) {
         source.check(table, rule.contradiction())?;
         let named = ["match", "op", "shape"].iter().find_map(|field| table.fields.get(*field));
-        rule.place = Some(source.place(*named.unwrap_or(&table.start)));
+        rule.place = Some(finder.place(*named.unwrap_or(&table.start)));
     }
     for (layer, table) in recipe.layers.iter_mut().zip(&places.layer) {
         source.check(table, layer.contradiction())?;
-        layer.place = Some(source.place(table.start));
+        layer.place = Some(finder.place(table.start));
     }
     for (quantizer, table) in recipe.fake_quantizers.iter_mut().zip(&places.fake_quantizer) {
-        quantizer.place = Some(source.place(table.start));
+        quantizer.place = Some(finder.place(table.start));
     }
     if is_complete {
         source.check_methods(&recipe, &places)?;
     }
-    if let Some(pattern) = recipe.exclude.iter().find(|pattern| recipe.include.iter().any(|other| other.as_str() == pattern.as_str())) {
+    let included: HashSet<&str> = recipe.include.iter().map(Pattern::as_str).collect();
+    if let Some(pattern) = recipe.exclude.iter().find(|pattern| included.contains(pattern.as_str())) {
         let message = format!("exclude: expected other tensors than those of `include`, found {:?} in both", pattern.as_str());
         return Err(source.error(places.exclude.unwrap_or_default(), &message));
     }

@@ -88,16 +88,21 @@ impl Rule {
     }
 
     pub(super) fn apply(&self, settings: &mut Settings) {
-        let Rule { axis, convention, granularity, mode, observer, rounding, symmetric, weights, .. } = self.clone();
-        settings.rounding = rounding.unwrap_or_else(|| settings.rounding.clone());
+        // By reference: a recipe may have thousands of rules for thousands of tensors, and patterns are large.
+        let Rule { axis, convention, granularity, mode, observer, rounding, symmetric, weights, .. } = self;
+        if let Some(rounding) = rounding {
+            settings.rounding.clone_from(rounding);
+        }
         settings.mode = mode.or(settings.mode);
         settings.axis = axis.unwrap_or(settings.axis);
         settings.convention = convention.or(settings.convention);
         settings.granularity = granularity.unwrap_or(settings.granularity);
-        settings.observer = observer.unwrap_or_else(|| settings.observer.clone());
+        if let Some(observer) = observer {
+            settings.observer.clone_from(observer);
+        }
         settings.symmetric = symmetric.unwrap_or(settings.symmetric);
         if let Some(Weights::Codes(codes)) = weights {
-            settings.weights = codes;
+            settings.weights = *codes;
         }
     }
 

@@ -62,15 +62,17 @@ pub(super) fn simulate(onnx: &OnnxModel, plan: &Plan, trial: &Trial, rounded: &H
         codes: plan.activation_codes,
     };
     let of_layers: BTreeSet<&str> = plan.values.outputs.values().map(|output| output.value.as_str()).collect();
+    let mut takers: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (_, layer) in plan.layers_of(onnx, LayerMode::Static) {
+        graph.node[layer.node].input(0).into_iter().for_each(|value| takers.entry(value).or_default().push(layer.node));
+    }
     for (value, params) in &trial.values {
         if of_layers.contains(value.as_str()) {
             simulation.for_everybody(value, *params);
             continue;
         }
-        let takers = plan.layers_of(onnx, LayerMode::Static).map(|(_, layer)| layer.node);
-        let takers: Vec<usize> = takers.filter(|node| graph.node[*node].input(0) == Some(value)).collect();
         let quantized = simulation.pair(value, *params);
-        simulation.hand_to(value, &quantized, &takers);
+        simulation.hand_to(value, &quantized, takers.get(value.as_str()).map_or(&[], Vec::as_slice));
     }
     for number in &trial.dynamic {
         // Bodies of control flow are simulated with their weights only.

@@ -178,3 +178,69 @@ fn axes_far_outside_of_a_value_take_no_memory() {
         assert_eq!(dir.names(), ["m.onnx"], "axis {axis}");
     }
 }
+
+// The following take a second; when everything was compared with everything, they took from twenty seconds to a minute.
+
+/// A Sum of these values.
+fn sum(values: &[String]) -> Node {
+    Node::new("Sum", &values.iter().map(String::as_str).collect::<Vec<_>>(), "y", &[])
+}
+
+fn numbered(what: &str, count: usize) -> Vec<String> {
+    (0..count).map(|i| format!("{what}{i}")).collect()
+}
+
+#[test]
+fn many_bodies_take_their_share_each() {
+    let body = |name: String| Graph {
+        nodes: vec![Node::new("MatMul", &["x", "w"], &name, &[])],
+        outputs: vec![(name.clone(), vec![1, 4])],
+        ..Graph::default()
+    };
+    let values = numbered("v", 8_000);
+    let branch = |value: &String| {
+        let bodies = vec![("then_branch", body(format!("{value}_then"))), ("else_branch", body(format!("{value}_else")))];
+        Node { bodies, ..Node::new("If", &["is"], value, &[]) }
+    };
+    let mut nodes = vec![Node::new("Cast", &["s"], "is", &[("to", 9)])];
+    nodes.extend(values.iter().map(branch));
+    nodes.push(sum(&values));
+    let dir = with_nodes(nodes);
+    dir.ok("inspect m.onnx");
+}
+
+#[test]
+fn many_readers_of_one_weight_take_their_share_each() {
+    let values = numbered("v", 10_000);
+    let mut nodes: Vec<Node> = values.iter().map(|value| Node::new("MatMul", &["x", "w"], value, &[])).collect();
+    nodes.push(sum(&values));
+    let dir = with_nodes(nodes);
+    dir.ok("quantize m.onnx --mode weight-only --min-elements 0 --quiet --no-lint");
+}
+
+#[test]
+fn many_readers_of_one_trained_value_take_their_share_each() {
+    let values = numbered("v", 10_000);
+    let mut nodes = vec![
+        Node::new("QuantizeLinear", &["x", "s", "z"], "q", &[]),
+        Node::new("DequantizeLinear", &["q", "s", "z"], "d", &[]),
+        Node::new("DequantizeLinear", &["c", "s", "z"], "trained", &[]),
+    ];
+    nodes.extend(values.iter().map(|value| Node::new("MatMul", &["d", "trained"], value, &[])));
+    nodes.push(sum(&values));
+    let dir = with_nodes(nodes);
+    dir.ok("quantize m.onnx --quiet --no-lint");
+}
+
+#[test]
+fn long_recipes_are_placed_in_one_go() {
+    let dir = Workdir::with_fixture();
+    let tables: String = (0..50_000).map(|i| format!("[[fake_quantizer]]\nname = \"f{i}\"\nweight = \"w{i}\"\n")).collect();
+    dir.write("r.toml", &tables);
+    let run = dir.fails("quantize model.safetensors --recipe r.toml", 2);
+    assert!(run.stderr.contains("line 1, column 1: fake_quantizer \"f0\""), "{run}");
+    let tables: Vec<String> = (0..50_000).map(|i| format!("{{\"name\": \"f{i}\", \"weight\": \"w{i}\"}}")).collect();
+    dir.write("r.json", format!("{{\"fake_quantizer\": [{}]}}", tables.join(", ")));
+    let run = dir.fails("quantize model.safetensors --recipe r.json", 2);
+    assert!(run.stderr.contains("line 1, column 21: fake_quantizer \"f0\""), "{run}");
+}

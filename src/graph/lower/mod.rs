@@ -67,9 +67,10 @@ impl Known {
                 self.ranks.insert(value.name.clone(), shape.dim.len());
             }
         }
+        let inputs: HashSet<&str> = graph.input.iter().map(|input| input.name.as_str()).collect();
         for tensor in &graph.initializer {
             self.ranks.insert(tensor.name.clone(), tensor.dims.len());
-            if !graph.input.iter().any(|input| input.name == tensor.name) {
+            if !inputs.contains(tensor.name.as_str()) {
                 self.constants.insert(tensor.name.clone(), tensor.clone());
             }
         }

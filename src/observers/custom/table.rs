@@ -6,6 +6,7 @@ use crate::formats::shorten;
 use crate::method::Method;
 use crate::observers::{OBSERVERS, Observer, ObserverChoice, Target};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -94,6 +95,8 @@ fn check_name(name: &str) -> Result<()> {
 #[serde(try_from = "Vec<CustomObserver>", into = "Vec<CustomObserver>")]
 pub struct Observers {
     commands: Vec<Arc<Command>>,
+    /// Places of commands by name.
+    places: HashMap<String, usize>,
     registered: Vec<Registered>,
     may_run: bool,
 }
@@ -125,6 +128,7 @@ impl Observers {
     pub fn add_command(&mut self, observer: CustomObserver) -> Result<()> {
         observer.check()?;
         self.check_free(&observer.name)?;
+        self.places.insert(observer.name.clone(), self.commands.len());
         self.commands.push(Arc::new(Command::new(observer, Path::new(""))));
         Ok(())
     }
@@ -148,7 +152,7 @@ impl Observers {
     }
 
     fn check_free(&self, name: &str) -> Result<()> {
-        match self.names().any(|taken| taken == name) {
+        match self.places.contains_key(name) || self.registered.iter().any(|entry| *entry.name == *name) {
             true => Err(Error::Usage(format!("observer {}: name: expected it once, found it twice", show_name(name)))),
             false => Ok(()),
         }
@@ -203,9 +207,10 @@ impl Observers {
     ///
     /// [`Error::Usage`] if there is no such observer, if it takes no number, or if the number is out of its range.
     pub fn choose(&self, method: &Method) -> Result<ObserverChoice> {
-        let command = self.commands.iter().find(|command| command.observer.name == method.name);
+        let command = self.places.get(&method.name).map(|place| &self.commands[*place]);
         let registered = self.registered.iter().find(|entry| *entry.name == method.name);
         match (command, registered, method.value) {
+            (None, None, _) if OBSERVERS.iter().any(|entry| entry.name == method.name) => ObserverChoice::new(method),
             (None, None, _) => ObserverChoice::among(method, &self.names().collect::<Vec<_>>()),
             (_, _, Some(value)) => Err(Error::Usage(format!("observer {}: expected no number, found {value}", show_name(&method.name)))),
             (Some(command), _, None) => Ok(ObserverChoice::of_command(command.clone(), self.may_run)),

@@ -46,6 +46,8 @@ pub(super) struct Rewriter<'a> {
     /// By the graph that constants are put into, the weight, and whether it is transposed.
     made: HashMap<(usize, Key, bool), WeightNames>,
     imports: BTreeSet<&'static str>,
+    /// Graph, node and input of weights that become floats when the model runs.
+    weight_only: HashSet<(usize, usize, usize)>,
 }
 
 /// The constants that stand for a weight.
@@ -65,6 +67,7 @@ pub(super) struct WeightNames {
 impl<'a> Rewriter<'a> {
     pub(super) fn new(model: &'a Model, onnx: &'a OnnxModel, plan: &'a Plan, params: &'a ParamsOf) -> Self {
         let indexes: Vec<GraphIndex<'a>> = scopes::scopes(&onnx.file.proto).iter().map(|scope| GraphIndex::new(scope.graph)).collect();
+        let weight_only = plan.layers_of(onnx, LayerMode::WeightOnly).map(|(_, layer)| layer.place()).collect();
         Rewriter {
             model,
             onnx,
@@ -77,6 +80,7 @@ impl<'a> Rewriter<'a> {
             for_integers: BTreeSet::new(),
             made: HashMap::new(),
             imports: BTreeSet::new(),
+            weight_only,
         }
     }
 
@@ -160,8 +164,7 @@ impl<'a> Rewriter<'a> {
     /// The graph that constants of a layer's weight are put into: the weight's own, but for products in bodies that take
     /// floats, of which ONNX Runtime makes MatMulNBits, whose weight must be beside it.
     fn home(&self, layer: &Layer) -> usize {
-        let place = |other: &Layer| (other.scope, other.node, other.input) == (layer.scope, layer.node, layer.input);
-        let is_float = self.plan.layers_of(self.onnx, LayerMode::WeightOnly).any(|(_, other)| place(other));
+        let is_float = self.weight_only.contains(&layer.place());
         if is_float && matches!(layer.op.as_str(), "MatMul" | "Gemm") { layer.scope } else { layer.weight.0 }
     }
 
@@ -175,11 +178,11 @@ impl<'a> Rewriter<'a> {
     pub(super) fn column(&mut self, scope: usize, name: &str) -> String {
         let column = format!("{name}_column");
         let edits = &mut self.edits[scope];
-        if let Some(tensor) = edits.initializers.iter().find(|tensor| tensor.name == name).cloned()
-            && !edits.initializers.iter().any(|tensor| tensor.name == column)
+        if edits.find(&column).is_none()
+            && let Some(tensor) = edits.find(name).cloned()
         {
             let dims = vec![tensor.dims[0], 1];
-            edits.initializers.push(TensorProto { name: column.clone(), dims, ..tensor });
+            edits.add(TensorProto { name: column.clone(), dims, ..tensor });
         }
         column
     }
@@ -190,8 +193,9 @@ impl<'a> Rewriter<'a> {
         let directions = self.scheme(layer).map_or(1, |(tensor, _)| self.model.tensors()[tensor].info.shape[0]);
         let repeated = format!("{name}_of_directions");
         let edits = &mut self.edits[layer.weight.0];
-        let constant = edits.initializers.iter().find(|tensor| tensor.name == name).cloned();
-        if let Some(tensor) = constant.filter(|_| !edits.initializers.iter().any(|tensor| tensor.name == repeated)) {
+        if edits.find(&repeated).is_none()
+            && let Some(tensor) = edits.find(name).cloned()
+        {
             let bytes = tensor.contents().expect("parameters are known").repeat(directions);
             let dims: Vec<i64> = std::iter::once(directions as i64).chain(tensor.dims.iter().copied()).collect();
             edits.add(TensorProto::raw(repeated.clone(), tensor.data_type.unwrap_or(FLOAT), &dims, bytes));
@@ -213,7 +217,7 @@ impl<'a> Rewriter<'a> {
         scopes::for_each_mut(&mut proto, &mut |number, graph| {
             if let Some(edits) = edits.get_mut(number).and_then(Option::take) {
                 // Parameters that are stored in another shape too stay, to be found by name.
-                unused[number].extend(edits.initializers.iter().map(|tensor| tensor.name.clone()));
+                unused[number].extend(edits.added().iter().map(|tensor| tensor.name.clone()));
                 edits.apply(graph);
                 sweep::remove(graph, &unused[number]);
             }

@@ -145,7 +145,7 @@ impl<'v> Static<'v> {
                     let out = rewriter.names.fresh(&format!("{}_bias_dequantized", layer.name));
                     let pair = Pair { floats: out.clone(), ..constants };
                     let mut dequantize = dequantize_linear(rewriter, &pair);
-                    if rewriter.edits[TOP].initializers.iter().any(|tensor| tensor.name == pair.scale && !tensor.dims.is_empty()) {
+                    if rewriter.edits[TOP].find(&pair.scale).is_some_and(|scale| !scale.dims.is_empty()) {
                         dequantize.attribute.push(AttributeProto::int("axis", 0));
                     }
                     nodes.push(dequantize);

@@ -8,7 +8,6 @@ use crate::graph::index::GraphIndex;
 use crate::graph::onnx_model::OnnxModel;
 use crate::graph::pairs;
 use crate::graph::scopes::TOP;
-use crate::graph::weights::Layer;
 use crate::model::Model;
 use crate::plan::{Decision, LayerMode, Plan};
 use crate::quant::granularity::GroupLayout;
@@ -68,7 +67,7 @@ fn choose_layers(onnx: &OnnxModel, plan: &mut Plan, is_calibrated: bool) -> Vec<
     let mut reasons: BTreeMap<&'static str, Vec<&str>> = BTreeMap::new();
     for (number, layer) in onnx.weights.layers.iter().enumerate() {
         let reason = match plan.layers[number] {
-            LayerMode::Static => why_float(&index, onnx, plan, layer, is_calibrated),
+            LayerMode::Static => why_float(&index, onnx, plan, number, is_calibrated),
             // What training did not do: quantizing activations as they come.
             LayerMode::Dynamic => Some("only weights are quantized where activations have no constant parameters"),
             _ => None,
@@ -88,7 +87,8 @@ fn choose_layers(onnx: &OnnxModel, plan: &mut Plan, is_calibrated: bool) -> Vec<
 }
 
 /// Why a layer cannot run in integers.
-fn why_float(index: &GraphIndex<'_>, onnx: &OnnxModel, plan: &Plan, layer: &Layer, is_calibrated: bool) -> Option<&'static str> {
+fn why_float(index: &GraphIndex<'_>, onnx: &OnnxModel, plan: &Plan, number: usize, is_calibrated: bool) -> Option<&'static str> {
+    let layer = &onnx.weights.layers[number];
     let node = &index.graph.node[layer.node];
     let scheme = onnx.tensor(&layer.weight).and_then(|tensor| plan.scheme(tensor))?;
     if scheme.granularity == Granularity::PerChannel && scheme.axis != layer.axis {
@@ -102,7 +102,7 @@ fn why_float(index: &GraphIndex<'_>, onnx: &OnnxModel, plan: &Plan, layer: &Laye
     if is_calibrated {
         return None;
     }
-    let alone = activations::find_for(onnx, index, layer);
+    let alone = activations::find_for(index, number, layer);
     let is_known = |(value, source): (&String, &RangeSource)| match source {
         RangeSource::Known(_) => true,
         RangeSource::Observed => limited(index, value).is_some(),

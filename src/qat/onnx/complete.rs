@@ -21,13 +21,13 @@ use crate::graph::activations::MOVES_DATA;
 use crate::graph::index::{GraphIndex, Use};
 use crate::graph::names::Names;
 use crate::graph::pairs::{self, Given};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// A pair that is to be put behind a value, for some who take it.
 struct Insertion {
     value: String,
     like: Given,
-    uses: Vec<Use>,
+    uses: BTreeSet<Use>,
 }
 
 /// Operators besides layers that run in integers between quantized values.
@@ -71,7 +71,7 @@ impl Completion<'_> {
     /// Pairs for values that only were moved since they were quantized, and that an integer operator takes.
     fn push(&self, index: &GraphIndex<'_>) -> Vec<Insertion> {
         let mut on_grid: HashMap<&str, Given> = HashMap::new();
-        let mut wanted: BTreeMap<&str, Vec<Use>> = BTreeMap::new();
+        let mut wanted: BTreeMap<&str, BTreeSet<Use>> = BTreeMap::new();
         for node in &index.graph.node {
             let Some(output) = node.output.first().filter(|output| !output.is_empty()) else { continue };
             if let Some(given) = pairs::given(index, output) {
@@ -89,7 +89,7 @@ impl Completion<'_> {
         }
         for value in on_grid.keys().filter(|value| pairs::given(index, value).is_none()) {
             let uses = index.uses(value).iter().filter(|place| self.takes_codes(index, **place));
-            let uses: Vec<Use> = uses.copied().collect();
+            let uses: BTreeSet<Use> = uses.copied().collect();
             if !uses.is_empty() {
                 wanted.insert(value, uses);
             }
@@ -101,12 +101,9 @@ impl Completion<'_> {
             for (input, moved) in moved(node).unwrap_or_default().enumerate() {
                 if pairs::given(index, moved).is_none()
                     && let Some((value, _)) = on_grid.get_key_value(moved.as_str())
+                    && wanted.entry(value).or_default().insert(Use { node: place, input })
                 {
-                    let uses = wanted.entry(value).or_default();
-                    if !uses.contains(&Use { node: place, input }) {
-                        uses.push(Use { node: place, input });
-                        reached.push(value);
-                    }
+                    reached.push(value);
                 }
             }
         }
@@ -145,7 +142,7 @@ impl Completion<'_> {
             }
         }
         if reaches {
-            insertions.push(Insertion { value: value.to_owned(), like: like.clone(), uses: vec![user] });
+            insertions.push(Insertion { value: value.to_owned(), like: like.clone(), uses: BTreeSet::from([user]) });
         }
         reaches
     }

@@ -19,7 +19,7 @@ pub(crate) struct Constant {
     pub location: Option<String>,
 }
 
-/// A node; attributes are integers.
+/// A node; attributes are integers, and graphs.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub op: &'static str,
@@ -29,6 +29,8 @@ pub(crate) struct Node {
     pub inputs: Vec<String>,
     pub output: String,
     pub attributes: Vec<(&'static str, i64)>,
+    /// Bodies of control flow, by the name of the attribute.
+    pub bodies: Vec<(&'static str, Graph)>,
 }
 
 /// A dimension that the model leaves open.
@@ -67,7 +69,8 @@ impl Constant {
 impl Node {
     pub(crate) fn new(op: &'static str, inputs: &[&str], output: &str, attributes: &[(&'static str, i64)]) -> Self {
         let inputs = inputs.iter().map(|input| (*input).to_owned()).collect();
-        Node { op, domain: String::new(), name: format!("{output}_node"), inputs, output: output.into(), attributes: attributes.into() }
+        let (domain, name) = (String::new(), format!("{output}_node"));
+        Node { op, domain, name, inputs, output: output.into(), attributes: attributes.into(), bodies: Vec::new() }
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -76,7 +79,9 @@ impl Node {
             let value = number(3, value.cast_unsigned());
             bytes(5, &[bytes(1, name.as_bytes()), value, number(20, 2)].concat())
         };
-        let attributes = self.attributes.iter().flat_map(attribute).collect();
+        let body =
+            |(name, graph): &(&str, Graph)| bytes(5, &[bytes(1, name.as_bytes()), bytes(6, &graph.encode()), number(20, 5)].concat());
+        let attributes = self.attributes.iter().flat_map(attribute).chain(self.bodies.iter().flat_map(body)).collect();
         let domain = if self.domain.is_empty() { vec![] } else { bytes(7, self.domain.as_bytes()) };
         let output = bytes(2, self.output.as_bytes());
         [inputs, output, bytes(3, self.name.as_bytes()), bytes(4, self.op.as_bytes()), attributes, domain].concat()
@@ -84,16 +89,19 @@ impl Node {
 }
 
 impl Graph {
-    /// The file of a model of this version of the operators.
-    pub(crate) fn model(&self, opset: u64) -> Vec<u8> {
+    fn encode(&self) -> Vec<u8> {
         let nodes = self.nodes.iter().flat_map(|node| bytes(1, &node.encode()));
         let constants = self.constants.iter().flat_map(|constant| bytes(5, &constant.encode()));
         let inputs = self.inputs.iter().flat_map(|value| bytes(11, &encode_value(value)));
         let outputs = self.outputs.iter().flat_map(|value| bytes(12, &encode_value(value)));
-        let graph: Vec<u8> = nodes.chain(bytes(2, b"g")).chain(constants).chain(inputs).chain(outputs).collect();
+        nodes.chain(bytes(2, b"g")).chain(constants).chain(inputs).chain(outputs).collect()
+    }
+
+    /// The file of a model of this version of the operators.
+    pub(crate) fn model(&self, opset: u64) -> Vec<u8> {
         let domains: BTreeSet<&String> = self.nodes.iter().map(|node| &node.domain).filter(|domain| !domain.is_empty()).collect();
         let imports = domains.into_iter().flat_map(|domain| bytes(8, &[bytes(1, domain.as_bytes()), number(2, 1)].concat()));
-        [number(1, 8), bytes(7, &graph), bytes(8, &number(2, opset)), imports.collect()].concat()
+        [number(1, 8), bytes(7, &self.encode()), bytes(8, &number(2, opset)), imports.collect()].concat()
     }
 
     /// The constant of this name, to change it.

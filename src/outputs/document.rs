@@ -351,14 +351,24 @@ impl Document {
         Ok((Self::parse(path, file.bytes())?, file))
     }
 
-    /// Whether the file at `path` says that it is a sidecar, of whatever version.
+    /// Whether the file at `path` says that it is a sidecar, of whatever version. One that cannot be opened does not.
     pub fn recognizes(path: &Path) -> bool {
+        Self::try_recognize(path).unwrap_or(false)
+    }
+
+    /// As [`Document::recognizes`], for who would take a file for another that cannot be opened just now.
+    ///
+    /// # Errors
+    ///
+    /// As [`MappedFile::open`].
+    pub(crate) fn try_recognize(path: &Path) -> Result<bool> {
         #[derive(Deserialize)]
         struct Format {
             format: String,
         }
-        let file = MappedFile::open(path).ok().filter(|file| file.bytes().len() as u64 <= MAX_BYTES);
-        file.is_some_and(|file| serde_json::from_slice::<Format>(file.bytes()).is_ok_and(|head| head.format == FORMAT))
+        let file = MappedFile::open(path)?;
+        let head = || serde_json::from_slice::<Format>(file.bytes()).ok();
+        Ok(file.bytes().len() as u64 <= MAX_BYTES && head().is_some_and(|head| head.format == FORMAT))
     }
 
     /// Reads a sidecar from memory; `path` is for messages.

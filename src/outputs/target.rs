@@ -163,14 +163,14 @@ impl Target {
     /// `--force` replaces what an earlier run may have written, not what merely has the name: a directory that holds a
     /// sidecar of ours or nothing, and as a sidecar only a sidecar.
     fn check_replaceable(&self, path: &Path) -> Result<()> {
-        let is_sidecar = |path: &Path| Document::recognizes(path);
+        let is_sidecar = |path: &Path| if path.exists() { Document::try_recognize(path) } else { Ok(false) };
         let (expected, fine) = if path.is_dir() {
             let is_empty = path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
-            ("an output of qtool or an empty directory", is_empty || is_sidecar(&path.join(DIRECTORY_SIDECAR)))
+            ("an output of qtool or an empty directory", is_empty || is_sidecar(&path.join(DIRECTORY_SIDECAR))?)
         } else if Some(path) == self.sidecar.as_deref() && path.is_file() {
-            ("a sidecar of qtool", is_sidecar(path))
+            ("a sidecar of qtool", is_sidecar(path)?)
         } else {
-            ("a file of a model, not JSON text", !path.is_file() || !is_json(path) || is_sidecar(path))
+            ("a file of a model, not JSON text", !path.is_file() || !is_json(path)? || is_sidecar(path)?)
         };
         if Some(path) == self.sidecar.as_deref() && self.is_of_another(path) {
             let message = "sidecar: expected one of this output to replace, found one of another, which would be lost";
@@ -294,9 +294,9 @@ fn of_somebody_else(dir: &Path) -> Option<PathBuf> {
 }
 
 /// Whether the file at `path` begins as JSON documents do.
-fn is_json(path: &Path) -> bool {
-    let Ok(file) = MappedFile::open(path) else { return false };
-    file.bytes().iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|byte| matches!(byte, b'{' | b'['))
+fn is_json(path: &Path) -> Result<bool> {
+    let file = MappedFile::open(path)?;
+    Ok(file.bytes().iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|byte| matches!(byte, b'{' | b'[')))
 }
 
 /// Makes sure that `output` is none of `inputs`.

@@ -165,6 +165,16 @@ pub fn show_name(name: &str) -> impl fmt::Display {
     Shown { text: name.to_owned(), quoted: true, most: SHOWN_CHARS }
 }
 
+/// Names as [`show_name`] has them, `"a", "b" and 3 more`: the first `most` of them.
+pub(crate) fn list_names<N: AsRef<str>>(names: impl IntoIterator<Item = N>, most: usize) -> String {
+    let mut names = names.into_iter();
+    let shown: Vec<String> = names.by_ref().take(most).map(|name| show_name(name.as_ref()).to_string()).collect();
+    match names.count() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
 /// `path` fit for a terminal, as [`show_name`] but without quotes.
 pub fn show_path(path: &Path) -> impl fmt::Display {
     Shown { text: path.to_string_lossy().into_owned(), quoted: false, most: SHOWN_CHARS }

@@ -2,7 +2,7 @@
 
 use super::stats::ActivationStats;
 use super::tables::{GIVEN, Given, RangeTable};
-use crate::error::{Error, Result, show_name};
+use crate::error::{Error, Result, list_names, show_name};
 use crate::graph::activations::{QuantizedValues, RangeSource};
 use crate::method::Method;
 use crate::observers::custom::{Command, Observers, Question, Subject};
@@ -78,15 +78,12 @@ impl<'a> Ranges<'a> {
             let is_observed = self.activations.contains_key(source.origin(name));
             !matches!(source, RangeSource::Known(_)) && self.given(name, source).is_none() && !is_observed
         };
-        let lacking: Vec<String> = values.values.iter().filter(lacks).map(|(name, _)| show_name(name).to_string()).collect();
-        let listed = lacking.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
-        let found = match lacking.len() {
-            0 => return Ok(()),
-            count if count <= LISTED => format!("none of {listed}"),
-            count => format!("none of {listed} and {} more", count - LISTED),
-        };
-        let error =
-            Error::malformed(table.path(), format!("ranges: expected one for each of {} values, found {found}", values.values.len()));
+        let lacking: Vec<&String> = values.values.iter().filter(lacks).map(|(name, _)| name).collect();
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        let (count, lacking) = (values.values.len(), list_names(lacking, LISTED));
+        let error = Error::malformed(table.path(), format!("ranges: expected one for each of {count} values, found none of {lacking}"));
         Err(error.with_hint("--samples PATH besides gives ranges to values that the file lacks; --exclude keeps layers in float"))
     }
 

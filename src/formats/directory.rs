@@ -7,7 +7,7 @@
 
 use super::mmap::{Identity, MappedFile};
 use super::{ReadOptions, parse_object, safetensors, shorten};
-use crate::error::{Error, Result, show_name};
+use crate::error::{Error, Result, list_names, show_name};
 use crate::limits::raised_by;
 use crate::model::{Layout, Model};
 use crate::outputs::document::{DIRECTORY_SIDECAR, Document};
@@ -158,21 +158,14 @@ pub(crate) fn is_inside(dir: &Path, real: &Path) -> Result<bool> {
     Ok(real.starts_with(&root) || blobs.is_some_and(|blobs| real.starts_with(blobs)))
 }
 
+/// Most names that a message lists.
+const LISTED: usize = 3;
+
 fn no_model(dir: &Path) -> Error {
-    let mut names: Vec<String> = std::fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| show_name(&entry.file_name().to_string_lossy()).to_string())
-        .collect();
+    let mut names: Vec<String> =
+        std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
-    let more = names.len().saturating_sub(3);
-    names.truncate(3);
-    let found = match (names.is_empty(), more) {
-        (true, _) => "an empty directory".to_owned(),
-        (false, 0) => format!("only {}", names.join(", ")),
-        (false, more) => format!("only {} and {more} more", names.join(", ")),
-    };
+    let found = if names.is_empty() { "an empty directory".to_owned() } else { format!("only {}", list_names(names, LISTED)) };
     Error::malformed(dir, format!("model: expected {SINGLE} or {INDEX}, found {found}"))
 }
 

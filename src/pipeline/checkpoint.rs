@@ -8,7 +8,7 @@ use crate::calibration::inputs::LayerInputs;
 use crate::calibration::inputs::recorded::{Recorded, Selection};
 use crate::calibration::ranges::{Choice, Ranges};
 use crate::calibration::stats::{self, ActivationStats};
-use crate::error::{Result, show_name};
+use crate::error::{Result, list_names};
 use crate::graph::activations::RangeSource;
 use crate::method::Method;
 use crate::model::{Model, ModelTensor};
@@ -77,10 +77,8 @@ pub(super) fn adjust(model: &Model, plan: &mut Plan, inputs: &LayerInputs, all: 
 
 /// What is said of layers whose inputs are not known.
 pub(super) fn note_without(names: &[&str]) -> Option<String> {
-    let more = names.len().saturating_sub(LISTED);
-    let shown: Vec<String> = names.iter().take(LISTED).map(|name| show_name(name).to_string()).collect();
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    (!names.is_empty()).then(|| format!("inputs are not known, so the nearest codes are taken: {}{more}", shown.join(", ")))
+    let listed = || list_names(names, LISTED);
+    (!names.is_empty()).then(|| format!("inputs are not known, so the nearest codes are taken: {}", listed()))
 }
 
 /// The layer whose weight a tensor is.

@@ -2,6 +2,7 @@
 
 pub mod analyze;
 pub mod calibrate;
+mod carry_out;
 pub mod check;
 mod checkpoint;
 mod details;
@@ -14,40 +15,27 @@ mod saturated;
 mod stored;
 mod transforms;
 
-use crate::algorithms::solver::{Layer, Solver};
-use crate::algorithms::transforms::{Calibrated, apply, bias_correction, check};
-use crate::algorithms::{Context, NEAREST};
+use crate::algorithms::NEAREST;
+use crate::algorithms::solver::Layer;
+use crate::algorithms::transforms::check;
 use crate::calibration::inputs::LayerInputs;
-use crate::calibration::ranges::{self, Ranges};
-use crate::calibration::stats::ActivationStats;
 use crate::calibration::tables::RangeTable;
 use crate::error::{Error, Result, show_path};
 use crate::formats::{self, ReadOptions};
-use crate::gates::{self as limits, GateRow, Gates};
+use crate::gates::Gates;
 use crate::lint;
 use crate::method::Method;
 use crate::model::Model;
-use crate::outputs::assemble::{Assembly, Check, Staged};
-use crate::outputs::document::{CalibrationRecord, Document, FileRecord, RequestRecord};
-use crate::outputs::onnx::rewrite::Chosen;
+use crate::outputs::document::{Document, RequestRecord};
 use crate::outputs::staging;
 use crate::outputs::target::Target;
-use crate::outputs::{OUTPUTS, Output, OutputLayout, quantized, record};
+use crate::outputs::{OUTPUTS, Output, OutputLayout, quantized};
 use crate::plan::{self, Decision, Plan};
 use crate::qat::{self, Trained};
-use crate::quant::saturation::{PairCheck, Saturation};
-use crate::quant::scheme::CodeType;
 use crate::recipe::{MODES, Mode, Recipe};
-use crate::report::{Details, QuantizeReport, html};
-use crate::sensitivity::cost;
-use crate::stream::quantize::{LARGEST_PIECE_BYTES, QuantizeJobs};
-use crate::stream::{self, Progress, observe};
-use crate::tensor::Dtype;
-use details::Written;
-use gates::Judge;
-use layer_inputs::Observed;
-use saturated::Counting;
-use std::cell::RefCell;
+use crate::report::{QuantizeReport, html};
+use crate::stream::quantize::LARGEST_PIECE_BYTES;
+use crate::stream::{Progress, observe};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -171,15 +159,7 @@ impl Prepared {
         request.recipe.settings.convention.get_or_insert_with(|| form.convention(&model));
         form.adapt(&mut request.recipe);
         let is_trained = onnx::is_trained(&model, &request.recipe);
-        let has_ranges = !request.calibration.is_empty() || request.calibration.ranges.is_some();
-        match (request.recipe.mode, !has_ranges) {
-            (Mode::Auto, is_empty) if is_trained || !is_empty => request.recipe.mode = Mode::Static,
-            (Mode::Static, true) if !is_trained => {
-                let error = Error::Usage("--mode static: expected samples or statistics, found neither".into());
-                return Err(error.with_hint("--samples PATH gives inputs of the model, --stats FILE what `qtool calibrate` wrote, --ranges FILE what other tools found"));
-            }
-            _ => {}
-        }
+        decide_mode(&mut request, is_trained)?;
         onnx::check_codes(&request.recipe, form)?;
         let mut notes: Vec<String> = onnx::already_quantized(&model, &request.recipe).into_iter().collect();
         let (table, note) = onnx::open_table(&model, &request)?;
@@ -220,31 +200,10 @@ impl Prepared {
             layers = found;
             notes.extend(note);
         }
-        if let Some(path) = &request.emit_recipe {
-            staging::check_free(path, request.destination.force)?;
-            check_is_recipe(path)?;
-        }
-        let force = request.destination.force || request.replaces_output;
-        let destination = Destination { force, ..request.destination.clone() };
-        let target = Target::choose(&destination, &model, &form.tag(request.recipe.settings.weights), true)?;
-        // A run may be done again from the sidecar that it replaces.
-        let recipe = request.recipe_file.clone().filter(|recipe| !target.replaces_sidecar(recipe));
-        let read: Vec<PathBuf> = request.calibration.files()?.into_iter().chain(recipe).collect();
-        target.spare(&read)?;
-        if let Some(page) = &request.page {
-            html::check_free(page, request.destination.force)?;
-        }
+        let target = choose_target(&request, form, &model)?;
         let any = onnx::placeholders(&model, &plan);
         let layout = form.lay_out(&model, &plan, &any, &target.name())?;
-        let besides = layout.files.iter().rev().skip(1).filter(|_| !target.is_directory);
-        let mut others = besides.map(|beside| target.check_beside(&beside.name, &model)).collect::<Result<Vec<_>>>()?;
-        if let Some(page) = &request.page {
-            target.check_apart("--report", page, &others)?;
-            others.push(page.clone());
-        }
-        if let Some(path) = &request.emit_recipe {
-            target.check_apart("--emit-recipe", path, &others)?;
-        }
+        check_apart(&request, &target, &layout, &model)?;
         target.check_space(layout.bytes())?;
         Ok(Prepared { request, form, model, plan, layout, target, notes, inputs, layers, trained, table })
     }
@@ -261,218 +220,56 @@ impl Prepared {
         self.carry_out(progress).map_err(|error| inputs.explain(error))
     }
 
-    fn carry_out(mut self, progress: &dyn Progress) -> Result<QuantizeReport> {
-        let recipe = &self.request.recipe;
-        recipe.observers.check_allowed(recipe.observers_in_use())?;
-        let mut chosen = Chosen::default();
-        let mut verdicts = Vec::new();
-        if self.model.onnx().is_some() && !self.request.recipe.transforms.is_empty() {
-            let (model, notes) = transforms::before(self.model, &self.plan, &self.request, threads_of(&self.request), progress)?;
-            self.plan = plan_of(&model, &self.request.recipe)?;
-            self.model = model;
-            self.notes.extend(notes);
-        }
-        let (mut activations, mut integer_share, mut findings) = (None, None, None);
-        let mut observed = BTreeMap::new();
-        if self.form.needs_params(&self.model) {
-            // **Observes** and **chooses** before, as the layout holds the parameters.
-            let threads = self.threads();
-            let Prepared { request, model, plan, notes, trained, table, .. } = &mut self;
-            if !plan.values.values.is_empty() && request.calibration.is_empty() && table.is_none() {
-                // Their ranges are known whatever comes in.
-                let nothing = BTreeMap::new();
-                let choices = Ranges::new(model.path(), &nothing, &request.recipe, Dtype::F32).choose_all(&plan.values, &request.recipe)?;
-                chosen.activations = ranges::params_of(&choices);
-                activations = Some((onnx::records(&choices, &request.recipe), None));
-            } else if !plan.values.values.is_empty() {
-                let observer = request.recipe.observers.choose(&request.recipe.activations.observer)?;
-                let statistics = onnx::statistics(model, plan, &request.calibration, &observer, threads, progress)?;
-                // By what was observed for this plan: of layers that are spared, other values tell.
-                let costs = cost::of_layers(model, plan, &statistics);
-                let ranges = Ranges::new(model.path(), &statistics.activations, &request.recipe, Dtype::F32).with_table(table.as_ref());
-                let search = || onnx::search(model, plan, request, &statistics, &ranges, threads, progress);
-                if let Some((recipe, found)) = if trained.is_of_graph() { None } else { search()? } {
-                    *plan = plan_of(model, &recipe)?;
-                    request.recipe = recipe;
-                    findings = found.map_err(|reason| notes.push(reason)).ok();
-                }
-                let choices = ranges.choose_all(&plan.values, &request.recipe)?;
-                chosen.activations = ranges::params_of(&choices);
-                let calibration = onnx::calibration_record(&statistics, &request.calibration, table.as_ref());
-                activations = Some((onnx::records(&choices, &request.recipe), Some(calibration)));
-                integer_share = cost::integer_share(plan, &costs);
-                observed = statistics.activations;
-            }
-            chosen.activations.extend(self.plan.values.given.iter().map(|(value, given)| (value.clone(), given.params)));
-            let Prepared { request, model, plan, notes, .. } = &mut self;
-            if let Some(Observed { inputs, layers, note }) =
-                layer_inputs::observe(model, plan, &request.calibration, request.max_memory, threads, progress)?
-            {
-                notes.extend(note);
-                (self.inputs, self.layers) = (Some(inputs), layers);
-            }
-            let Prepared { model, plan, .. } = &self;
-            chosen.weights = observe::all_params(model, plan, threads)?;
-            chosen.weights.extend(plan.trained());
-            if let Some(solver) = self.solver() {
-                for tensor in solver.tensors().filter(|tensor| plan.scheme(*tensor).is_some_and(|scheme| scheme.observer.looks_at_inputs()))
-                {
-                    chosen.weights.insert(tensor, solver.params(tensor)?);
-                }
-            }
-            onnx::leave_room_for_biases(model, plan, &chosen.activations, &mut chosen.weights);
-            self.plan.pairs = self.find_pairs(&chosen, &observed, progress)?;
-            self.correct_biases(&mut chosen, progress)?;
-            if let Some(target) = self.request.lint
-                && let Some(graph) = self.form.quantized_graph(&self.model, &self.plan, &chosen)
-            {
-                let (note, nodes) = onnx::check_graph(&graph, target, &self.target.output)?;
-                self.notes.extend(note);
-                verdicts = nodes;
-            }
-            self.layout = self.form.lay_out(&self.model, &self.plan, &chosen, &self.target.name())?;
-        }
-        if let (Some(inputs), false, None) = (&mut self.inputs, self.request.recipe.transforms.is_empty(), self.model.onnx()) {
-            let context = Context { seed: self.request.seed, threads: self.request.threads };
-            let calibrated = Calibrated { model: &mut self.model, plan: &self.plan, inputs, layers: &self.layers, context };
-            self.notes.extend(apply(&self.request.recipe.transforms, calibrated)?);
-        }
-        if let Some(inputs) = self.inputs.as_ref().filter(|_| self.model.onnx().is_none()) {
-            let Prepared { request, model, plan, target, .. } = &self;
-            let (choices, statistics) = checkpoint::choose_activations(model, plan, &request.recipe, inputs, self.threads())?;
-            observed = statistics;
-            chosen.activations = ranges::params_of(&choices);
-            activations = Some((onnx::records(&choices, &request.recipe), Some(checkpoint::calibration_record(inputs))));
-            self.layout = self.form.lay_out(model, plan, &chosen, &target.name())?;
-        }
-        chosen.weights.extend(self.plan.trained());
-        progress.begin(self.model.bytes());
-        let Prepared { request, form, model, plan, layout, target, trained, .. } = &self;
-        let solver = self.solver();
-        let outcomes = RefCell::new(BTreeMap::new());
-        let of_samples = |(_, calibration): &(_, Option<CalibrationRecord>)| calibration.as_ref()?.samples;
-        let samples = activations.as_ref().and_then(of_samples);
-        let mut records = activations.as_ref().map(|(records, _)| records.clone()).unwrap_or_default();
-        records.extend(trained.activations.clone());
-        let judged: RefCell<Vec<GateRow>> = RefCell::default();
-        let check = |staged: &Staged| {
-            let (outcomes, threads) = (&*outcomes.borrow(), self.threads());
-            let rows = Judge { request, model, plan, layout, params: &chosen.weights, outcomes, threads }.rows(staged, progress)?;
-            judged.replace(rows.clone());
-            match limits::failing_count(&rows) {
-                0 => Ok(()),
-                _ => Err(Error::Gates { model: request.model.clone(), rows }),
-            }
-        };
-        let check: Option<&Check<'_>> = if request.gates.is_empty() { None } else { Some(&check) };
-        let unchanged = || self.inputs.as_ref().map_or(Ok(()), LayerInputs::check_unchanged);
-        std::thread::scope(|scope| {
-            let hashing = std::thread::Builder::new().spawn_scoped(scope, || self.hash_sources());
-            Assembly { target, model, layout, check }.write(
-                // **Observes**, **chooses** and **quantizes**, and **writes** the codes: see `stream::quantize`.
-                &mut |file, path, layout| {
-                    let jobs = QuantizeJobs::new(model, plan, layout, &chosen.weights, solver.as_ref());
-                    let hash = stream::run(&jobs, file, path, &layout.header, self.threads(), progress)?;
-                    outcomes.borrow_mut().extend(jobs.into_outcomes());
-                    unchanged().map(|()| hash)
-                },
-                |outputs| {
-                    // Without a thread to spare it is done here.
-                    let sources = hashing.map_or_else(|_| self.hash_sources(), |hashing| hashing.join().expect("hashing does not panic"));
-                    let calibration = activations.and_then(|(_, calibration)| calibration);
-                    let run = record::Run {
-                        form: *form,
-                        recipe: &request.recipe,
-                        seed: request.seed,
-                        sources,
-                        outputs,
-                        activations: records.clone(),
-                        calibration,
-                        request: request.record.clone(),
-                    };
-                    Some(record::document(model, plan, &outcomes.borrow(), run).to_json())
-                },
-            )
-        })?;
-        let gains = solver.map(Solver::into_gains).unwrap_or_default();
-        let threads = self.threads();
-        if let Some(path) = &request.emit_recipe {
-            let Destination { force, durability, .. } = request.destination;
-            staging::write_file(path, request.recipe.to_text(path)?.as_bytes(), force, durability)?;
-        }
-        let report = QuantizeReport::new(model, plan, &outcomes.borrow(), target, layout.bytes()).with_gains(model, &gains);
-        let unneeded = matches!(plan.saturation, Saturation::Nudge | Saturation::SevenBit)
-            && plan.pairs.is_empty()
-            && request.recipe.settings.weights == CodeType::Int8;
-        let unneeded = unneeded.then(|| format!("--saturation {}: no int8 weight is multiplied in integers", plan.saturation.name()));
-        let notes = self.notes.iter().chain(&report.notes).cloned().chain(unneeded).collect();
-        let details = match &request.page {
-            Some(page) => Some(Details {
-                form: form.name(),
-                recipe: request.recipe.to_text(&page.with_extension("toml"))?,
-                samples,
-                distributions: Written { model, plan, layout, target, params: &chosen.weights, read: &request.read, threads }
-                    .distributions(&report)?,
-                activations: details::activations(&records, &observed),
-                lint: verdicts,
-            }),
-            None => None,
-        };
-        Ok(QuantizeReport { integer_share, findings, notes, details, gates: judged.into_inner(), ..report })
-    }
-
-    /// The pairs of weights that could saturate, with what was counted of them on samples, if that was asked for.
-    fn find_pairs(
-        &self,
-        chosen: &Chosen,
-        observed: &BTreeMap<String, ActivationStats>,
-        progress: &dyn Progress,
-    ) -> Result<BTreeMap<usize, PairCheck>> {
-        let Prepared { request, form, model, plan, .. } = self;
-        let codes = onnx::ObservedCodes { model, plan, activations: &chosen.activations, observed };
-        let mut pairs = plan::saturation::find(model, plan, form.name() == onnx::QOPERATOR, &|layer| codes.of(layer));
-        let is_asked_for = matches!(request.recipe.saturation, Some(Saturation::Report | Saturation::Nudge));
-        if is_asked_for && !request.calibration.samples.is_empty() {
-            let (solver, calibration, threads) = (self.solver(), &request.calibration, self.threads());
-            let (solver, max_memory) = (solver.as_ref(), request.max_memory);
-            Counting { model, plan, chosen, solver, calibration, max_memory, threads, progress }.count(&mut pairs)?;
-        }
-        Ok(pairs)
-    }
-
-    /// Puts the mean errors of outputs of an ONNX model's layers into their biases, if that was asked for.
-    fn correct_biases(&mut self, chosen: &mut Chosen, progress: &dyn Progress) -> Result<()> {
-        if self.model.onnx().is_none() || !transforms::corrects_biases(&self.request.recipe) {
-            return Ok(());
-        }
-        let wanted = transforms::in_layers(&self.model, &self.plan);
-        let means = layer_inputs::means(&self.model, &wanted, &self.request.calibration, self.threads(), progress)?;
-        let corrected = transforms::correct_biases(&self.model, &self.plan, &chosen.weights, self.solver().as_ref(), &means)?;
-        corrected.iter().for_each(|(bias, values)| self.model.replace(*bias, values));
-        self.notes.push(format!("{}: {}", bias_correction::NAME, bias_correction::summary(corrected.len(), wanted.len())));
-        onnx::leave_room_for_biases(&self.model, &self.plan, &chosen.activations, &mut chosen.weights);
-        Ok(())
-    }
-
-    /// Chooses codes by what layers take, where that is known.
-    fn solver(&self) -> Option<Solver<'_>> {
-        let context = Context { seed: self.request.seed, threads: self.threads() };
-        self.inputs.as_ref().map(|inputs| Solver::new(&self.model, &self.plan, inputs, self.layers.clone(), context))
-    }
-
     /// How many threads the memory budget allows.
     fn threads(&self) -> usize {
         threads_of(&self.request)
     }
+}
 
-    fn hash_sources(&self) -> Vec<FileRecord> {
-        let content = match self.request.hash_source {
-            HashSource::Always => true,
-            HashSource::Header => false,
-            HashSource::Auto => self.model.bytes() <= SMALL_MODEL,
-        };
-        self.model.files().iter().map(|file| record::source(file, content)).collect()
+/// What `auto` means for a model, trained with fake quantizers or not.
+fn decide_mode(request: &mut Request, is_trained: bool) -> Result<()> {
+    let has_ranges = is_trained || !request.calibration.is_empty() || request.calibration.ranges.is_some();
+    match request.recipe.mode {
+        Mode::Auto if has_ranges => request.recipe.mode = Mode::Static,
+        Mode::Static if !has_ranges => {
+            let error = Error::Usage("--mode static: expected samples or statistics, found neither".into());
+            let hint =
+                "--samples PATH gives inputs of the model, --stats FILE what `qtool calibrate` wrote, --ranges FILE what other tools found";
+            return Err(error.with_hint(hint));
+        }
+        _ => {}
     }
+    Ok(())
+}
+
+/// Where the output goes, which is nowhere that something is read from.
+fn choose_target(request: &Request, form: &dyn Output, model: &Model) -> Result<Target> {
+    if let Some(path) = &request.emit_recipe {
+        staging::check_free(path, request.destination.force)?;
+        check_is_recipe(path)?;
+    }
+    let force = request.destination.force || request.replaces_output;
+    let destination = Destination { force, ..request.destination.clone() };
+    let target = Target::choose(&destination, model, &form.tag(request.recipe.settings.weights), true)?;
+    // A run may be done again from the sidecar that it replaces.
+    let recipe = request.recipe_file.clone().filter(|recipe| !target.replaces_sidecar(recipe));
+    let read: Vec<PathBuf> = request.calibration.files()?.into_iter().chain(recipe).collect();
+    target.spare(&read)?;
+    if let Some(page) = &request.page {
+        html::check_free(page, request.destination.force)?;
+    }
+    Ok(target)
+}
+
+/// Makes sure that all that is written goes to places of its own.
+fn check_apart(request: &Request, target: &Target, layout: &OutputLayout, model: &Model) -> Result<()> {
+    let besides = layout.files.iter().rev().skip(1).filter(|_| !target.is_directory);
+    let mut others = besides.map(|beside| target.check_beside(&beside.name, model)).collect::<Result<Vec<_>>>()?;
+    if let Some(page) = &request.page {
+        target.check_apart("--report", page, &others)?;
+        others.push(page.clone());
+    }
+    request.emit_recipe.iter().try_for_each(|path| target.check_apart("--emit-recipe", path, &others))
 }
 
 /// What is replaced by a recipe must be one, and no sidecar.

@@ -108,8 +108,8 @@ pub(super) fn corrects_biases(recipe: &Recipe) -> bool {
     recipe.transforms.iter().any(|method| method.name == bias_correction::NAME)
 }
 
-/// Puts the mean errors of outputs of `model`'s layers, whose weights are quantized with `params`, into their biases. Returns what
-/// was done, in a sentence.
+/// The biases of `model`'s layers, whose weights are quantized with `params`, with the mean errors of outputs in them: each as a tensor's
+/// number and its values.
 ///
 /// # Errors
 ///

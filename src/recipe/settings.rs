@@ -82,7 +82,7 @@ impl Default for Settings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Activations {
-    /// The codes: `uint8` or `int8`. Default: `uint8`.
+    /// The codes: `uint8` or `int8`, for ONNX `uint16` or `int16` too. Default: `uint8`.
     pub dtype: CodeType,
     /// Whether biases of layers that compute in integers stay floats, for runtimes that make no use of integers of 32 bits: then nothing
     /// is dynamic either. Default: false.

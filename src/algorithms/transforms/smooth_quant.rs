@@ -23,6 +23,7 @@ use crate::recipe::Mode;
 
 pub(super) const ENTRY: TransformEntry = TransformEntry {
     name: "smooth-quant",
+    // Without a number it is searched for, so that the default stands for nothing.
     parameter: Some(Parameter { name: "ALPHA", default: 0.5, min: 0.0, max: 1.0, is_whole: false }),
     summary: "large inputs are made smaller and their weights larger; how much is searched for unless ALPHA says it",
     checkpoint: Some(&SmoothQuant),

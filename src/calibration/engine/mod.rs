@@ -90,7 +90,7 @@ impl Default for Options {
 
 /// A row of [`ENGINES`].
 pub struct Entry {
-    /// Name on the command line.
+    /// Name in messages and records.
     pub name: &'static str,
     /// What it is, in a few words.
     pub summary: &'static str,

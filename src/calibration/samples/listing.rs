@@ -6,7 +6,7 @@
 //! as inside.)
 
 use super::{FORMATS, format_by_extension, pb};
-use crate::error::{Error, Result, show_name, show_path};
+use crate::error::{Error, Result, list_names, show_path};
 use crate::formats::is_inside;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -67,11 +67,9 @@ fn list(dir: &Path, found: &mut Vec<PathBuf>, skipped: &mut Vec<PathBuf>) -> Res
     if found.len() > before {
         return Ok(());
     }
-    let some: Vec<String> = names.iter().take(LISTED).map(|name| show_name(&name.to_string_lossy()).to_string()).collect();
-    let only = match names.len().saturating_sub(LISTED) {
-        _ if names.is_empty() => "an empty directory".to_owned(),
-        0 => format!("only {}", some.join(", ")),
-        more => format!("only {} and {more} more", some.join(", ")),
+    let only = match names.is_empty() {
+        true => "an empty directory".to_owned(),
+        false => format!("only {}", list_names(names.iter().map(|name| name.to_string_lossy()), LISTED)),
     };
     Err(Error::malformed(dir, format!("samples: expected {}, found no samples: {only}", expected())))
 }

@@ -14,7 +14,6 @@
 
 mod decode;
 pub(crate) mod drawn;
-mod hash;
 mod listing;
 mod npy;
 mod npz;
@@ -37,7 +36,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(crate) use listing::expand as list_files;
 
 pub use drawn::Drawn;
-pub use hash::SamplesHasher;
 pub use signature::InputSpec;
 
 /// Bounds on what a file of samples may ask of the reader.
@@ -374,21 +372,6 @@ impl Samples {
         let path = show_path(&self.entries[place].path);
         // The last file may be cut by the limit to its first sample, which is nothing to tell apart.
         if next - self.entries[place].first == 1 { path.to_string() } else { format!("{path}: sample {position}") }
-    }
-
-    /// The BLAKE3 hash over the content of all samples that are used, in order, as hexadecimal digits. It depends on
-    /// names, types, dimensions and values that the model is given, not on how files store them. Reads every sample; to
-    /// hash while doing something else with them, use a [`SamplesHasher`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Samples::load`].
-    pub fn blake3(&self) -> Result<String> {
-        let mut hasher = SamplesHasher::default();
-        for index in 0..self.len() {
-            hasher.update(&self.load(index)?);
-        }
-        Ok(hasher.finish())
     }
 
     /// The entry of a sample and its place there.

@@ -103,17 +103,9 @@ fn edits(a: &str, b: &str) -> Option<usize> {
     if a.len().max(b.len()) > COMPARABLE {
         return None;
     }
-    let (a, b): (Vec<char>, Vec<char>) = (a.to_lowercase().chars().collect(), b.to_lowercase().chars().collect());
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    Some(row[b.len()]).filter(|edits| 2 * edits < a.len().min(b.len()))
+    let (a, b) = (a.to_lowercase(), b.to_lowercase());
+    let shorter = a.chars().count().min(b.chars().count());
+    Some(strsim::levenshtein(&a, &b)).filter(|edits| 2 * edits < shorter)
 }
 
 /// Whether an array of this type and shape can be given for `input`.

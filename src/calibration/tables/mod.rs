@@ -7,7 +7,7 @@
 mod ort;
 mod tensorrt;
 
-use crate::error::{Error, Result, escape, show_name};
+use crate::error::{Error, Result, escape, list_names, show_name};
 use crate::formats::mmap::MappedFile;
 use crate::formats::onnx::proto::ModelProto;
 use crate::formats::shorten;
@@ -128,11 +128,8 @@ impl RangeTable {
             known.extend(graph.node.iter().flat_map(|node| &node.output).map(String::as_str));
         }
         let unknown: Vec<&String> = self.entries.keys().filter(|name| !known.contains(name.as_str())).collect();
-        let shown: Vec<String> = unknown.iter().take(LISTED).map(|name| show_name(name).to_string()).collect();
-        let more = unknown.len().saturating_sub(LISTED);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let file = self.record().name;
-        (!unknown.is_empty()).then(|| format!("{}: the model has no values of these names: {}{more}", escape(&file), shown.join(", ")))
+        let (file, listed) = (self.record().name, || list_names(&unknown, LISTED));
+        (!unknown.is_empty()).then(|| format!("{}: the model has no values of these names: {}", escape(&file), listed()))
     }
 }
 

@@ -222,12 +222,12 @@ impl<'a> Rewriter<'a> {
                 sweep::remove(graph, &unused[number]);
             }
         });
-        // Constants that became unused: those of the original whose only uses were rewritten.
         for domain in imports {
             if !proto.opset_import.iter().any(|import| import.domain == domain) {
                 proto.opset_import.push(OperatorSetIdProto { domain: domain.into(), version: Some(1), ..Default::default() });
             }
         }
+        // Constants that became unused: those of the original whose only uses were rewritten.
         let used_before = used_names(onnx.file.proto.graph.as_deref());
         let used_now = used_names(proto.graph.as_deref());
         scopes::for_each_mut(&mut proto, &mut |_, graph| {

@@ -1,7 +1,7 @@
 //! Weights are quantized as they were trained; layers run in integers where their input and output are quantized too.
 
 use super::TrainedGraph;
-use crate::error::Result;
+use crate::error::{Result, list_names};
 use crate::formats::onnx::proto::NodeProto;
 use crate::graph::activations::{self, RangeSource};
 use crate::graph::index::GraphIndex;
@@ -83,7 +83,7 @@ fn choose_layers(onnx: &OnnxModel, plan: &mut Plan, is_calibrated: bool) -> Vec<
             *source = RangeSource::Known(range);
         }
     }
-    reasons.into_iter().map(|(reason, layers)| format!("in float, as {reason}: {}", super::list(layers.into_iter()))).collect()
+    reasons.into_iter().map(|(reason, layers)| format!("in float, as {reason}: {}", list_names(layers, super::LISTED))).collect()
 }
 
 /// Why a layer cannot run in integers.

@@ -20,7 +20,7 @@ mod tidy;
 mod weights;
 
 use super::{TRAINED, Trained};
-use crate::error::{Error, Result, show_name};
+use crate::error::{Error, Result, list_names, show_name};
 use crate::formats::onnx::proto::NodeProto;
 use crate::graph::index::GraphIndex;
 use crate::graph::names::Names;
@@ -143,7 +143,7 @@ fn notes(
         notes.push(format!("{} values have the parameters of others whose elements they are", inserted.len()));
     }
     if !shared.is_empty() {
-        let names = list(shared.iter().map(String::as_str));
+        let names = list_names(shared, LISTED);
         notes.push(format!("quantized for all who take them, as training had it for some only: {names}"));
     }
     notes
@@ -151,11 +151,3 @@ fn notes(
 
 /// Most names that a note lists.
 const LISTED: usize = 5;
-
-/// Names for a note, the first of them if there are many.
-fn list<'n>(names: impl Iterator<Item = &'n str>) -> String {
-    let names: Vec<&str> = names.collect();
-    let shown: Vec<String> = names.iter().take(LISTED).map(|name| show_name(name).to_string()).collect();
-    let more = names.len().saturating_sub(LISTED);
-    if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
-}

@@ -21,8 +21,11 @@ fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| { frami
 
 fuzz_target!(|data: &[u8]| {
     let samples = DIRECTORY.write("recorded.safetensors", data);
-    let calibration =
-        || CalibrationRequest { samples: vec![samples.clone()].into(), ignore_unused: data.len() % 2 == 0, ..CalibrationRequest::default() };
+    let calibration = || CalibrationRequest {
+        samples: vec![samples.clone()].into(),
+        ignore_unused: data.len() % 2 == 0,
+        ..CalibrationRequest::default()
+    };
     let request = CalibrateRequest {
         model: DIRECTORY.path("model.safetensors"),
         calibration: calibration(),

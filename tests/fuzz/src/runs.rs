@@ -87,6 +87,11 @@ fn check_losses(model: &Path, report: &QuantizeReport) {
             continue;
         }
         let found = compared.tensors.iter().find(|found| found.name == tensor.name).expect("both have every tensor").difference.max_abs;
-        assert!((found - told.max_abs).abs() <= TOLERANCE * told.max_abs, "{}: lost {found}, but the run says {}", tensor.name, told.max_abs);
+        assert!(
+            (found - told.max_abs).abs() <= TOLERANCE * told.max_abs,
+            "{}: lost {found}, but the run says {}",
+            tensor.name,
+            told.max_abs
+        );
     }
 }

@@ -93,7 +93,7 @@ pub struct Request {
     /// Whether the output that is there is known to be an earlier one of this request, and is replaced like those of
     /// [`Destination::force`].
     pub replaces_output: bool,
-    /// Where a page about the run will be written by the caller: the report then has the [`Details`] that it shows.
+    /// Where a page about the run will be written by the caller: the report then has the [`Details`](crate::report::Details) that it shows.
     pub page: Option<PathBuf>,
     /// The target whose rules the graph of an ONNX model must pass, as [`lint`](crate::lint::lint) knows them: layers that are to
     /// compute in integers and would not are an error, of `any` only a note. `None` does not look.

@@ -304,7 +304,9 @@ impl Document {
         let mut serializer = serde_json::Serializer::with_formatter(&mut text, IndentedObjects { depth: 0 });
         self.serialize(&mut serializer).expect("maps with text keys can be written to memory");
         text.push(b'\n');
-        if let Some(place) = self.blake3.as_deref().and_then(|hash| place_of_hash(&text, hash)) {
+        let place = self.blake3.as_deref().and_then(|hash| place_of_hash(&text, hash));
+        // What was read may have any text there.
+        if let Some(place) = place.filter(|place| place.len() == NO_HASH.len()) {
             text[place.clone()].copy_from_slice(NO_HASH.as_bytes());
             let hash = blake3::hash(&text).to_hex();
             text[place].copy_from_slice(hash.as_bytes());

@@ -328,3 +328,17 @@ fn a_sidecar_names_each_tensor_once() {
     let run = dir.fails("verify q.json", 1);
     assert!(run.stderr.contains("expected each name once, found \"a.weight\" twice"), "{run}");
 }
+
+/// Found by fuzzing: what stands for the hash may be any text, and the document is written again all the same.
+#[test]
+fn a_hash_of_another_length_is_text() {
+    let dir = quantized();
+    let mut sidecar = dir.json("q.json");
+    sidecar["blake3"] = json!("12345678");
+    dir.write("q.json", sidecar.to_string());
+    let path = dir.path("q.json");
+    let document = qtool::outputs::document::Document::read(&path).unwrap();
+    let again = qtool::outputs::document::Document::parse(&path, &document.to_json()).unwrap();
+    assert_eq!(again.blake3.as_deref(), Some("12345678"));
+    refused(&dir, "q.json");
+}

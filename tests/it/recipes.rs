@@ -2,7 +2,7 @@
 
 use crate::onnx_quantize::{count, small};
 use crate::support::model::{Tensor, file, tensors};
-use crate::support::{Random, Workdir};
+use crate::support::{QTOOL, Random, Workdir, finish};
 use qtool::recipe::presets::{PRESETS, SCHEMA};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -216,4 +216,14 @@ fn the_schema_of_recipes_is_that_of_the_sidecars_recipe_and_of_the_reader() {
         let errors: Vec<String> = validator.iter_errors(&recipe).map(|error| format!("{}: {error}", error.instance_path())).collect();
         assert!(errors.is_empty(), "{page} {title}: {}", errors.join("\n"));
     }
+}
+
+/// A pipe can be read once: what a target takes the place of is told all the same.
+#[test]
+fn a_recipe_may_come_through_a_pipe() {
+    let dir = crate::onnx_quantize::small();
+    dir.write("r.toml", "[default]\nconvention = \"torch\"\n");
+    let command = "cat r.toml | exec \"$0\" quantize model.onnx --recipe /dev/stdin --target ort-cpu-avx2 -o q.onnx";
+    let run = finish(dir.command("sh").args(["-c", command, QTOOL])).expect(0);
+    assert!(run.stdout.contains("--target ort-cpu-avx2 takes the place of what the recipe says: default.convention"), "{run}");
 }

@@ -86,11 +86,10 @@ impl Arguments {
         unused.chain(observer).chain(samples).chain(superseded).chain(wants).chain(of_scheme).chain(self.in_the_way(prepared)).collect()
     }
 
-    /// What the target changes of the recipe that was read, on the way to `result`.
-    pub(super) fn overridden(&self, result: &Recipe) -> Option<String> {
+    /// What the target changes of the `given` recipe, on the way to `result`.
+    pub(super) fn overridden(&self, given: &Recipe, result: &Recipe) -> Option<String> {
         let target: &Target = self.target.as_deref()?.parse().ok()?;
-        let asked = Recipe::named(self.recipe.as_deref()?).ok()?;
-        let lost = target.overrides(&asked, result);
+        let lost = target.overrides(given, result);
         (!lost.is_empty()).then(|| format!("--target {} takes the place of what the recipe says: {}", target.name, lost.join(", ")))
     }
 

@@ -280,8 +280,13 @@ impl Arguments {
         Ok((wanted, limits))
     }
 
-    fn request(&self) -> qtool::Result<Request> {
-        let mut recipe = self.recipe.as_deref().map(Recipe::named).transpose()?.unwrap_or_default();
+    /// The recipe as it is given, which can be read only once where it comes through a pipe.
+    fn given_recipe(&self) -> qtool::Result<Recipe> {
+        Ok(self.recipe.as_deref().map(Recipe::named).transpose()?.unwrap_or_default())
+    }
+
+    /// What is asked for: `recipe` with what the options change of it.
+    fn request(&self, mut recipe: Recipe) -> qtool::Result<Request> {
         if self.allow_commands {
             recipe.observers.allow_commands();
         }
@@ -380,8 +385,9 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     let Arguments { junit, print, .. } = arguments;
     junit.check(&[Some(&arguments.model), arguments.report.as_ref(), arguments.emit_recipe.as_ref(), arguments.output.as_ref()])?;
     let started = std::time::Instant::now();
-    let mut request = junit.tell(COMMAND, arguments.request())?;
-    let overridden = arguments.overridden(&request.recipe);
+    let given = junit.tell(COMMAND, arguments.given_recipe())?;
+    let mut request = junit.tell(COMMAND, arguments.request(given.clone()))?;
+    let overridden = arguments.overridden(&given, &request.recipe);
     let mut reason = None;
     if arguments.if_changed {
         let bar = Bar::new(print.quiet);

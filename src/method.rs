@@ -72,10 +72,12 @@ const LONGEST_MEANT: usize = 256;
 
 /// The name among `known` that somebody who wrote `wanted` likely meant: one that few edits lead to.
 pub(crate) fn meant<'k>(wanted: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
-    let is_short = |name: &&str| name.len() <= LONGEST_MEANT;
+    if wanted.len() > LONGEST_MEANT {
+        return None;
+    }
     let edits = |name: &str| strsim::damerau_levenshtein(&wanted.to_lowercase(), &name.to_lowercase());
-    let (edits, name) =
-        known.filter(|_| is_short(&wanted)).filter(is_short).map(|name| (edits(name), name)).min_by_key(|(edits, _)| *edits)?;
+    let known = known.filter(|name| name.len() <= LONGEST_MEANT);
+    let (edits, name) = known.map(|name| (edits(name), name)).min_by_key(|(edits, _)| *edits)?;
     (edits <= 1.max(wanted.chars().count() / 3)).then_some(name)
 }
 

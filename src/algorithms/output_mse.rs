@@ -126,10 +126,8 @@ impl Search<'_> {
 }
 
 #[inline(always)]
-fn error_of(weight: f32, Params { scale, zero_point }: Params, clip: Grid) -> f32 {
-    let zero_point = zero_point as f32;
-    let code = ((weight / scale).round_ties_even() + zero_point).clamp(clip.qmin as f32, clip.qmax as f32);
-    weight - (code - zero_point) * scale
+fn error_of(weight: f32, params: Params, clip: Grid) -> f32 {
+    weight - params.fake_quantize(weight, clip)
 }
 
 /// Lanes of sums, which are added up at the end.

@@ -12,8 +12,8 @@
 use super::summary::Summary;
 use super::{Batch, Observer, ObserverEntry, Target, Values};
 use crate::quant::kernel::{Arithmetic, dequantize, quantize};
-use crate::quant::params::{ParamRule, Params, Range};
-use crate::quant::scheme::{Convention, Grid};
+use crate::quant::params::{ParamRule, Range};
+use crate::quant::scheme::Convention;
 use crate::tensor::{Dtype, round_to};
 
 pub(super) const ENTRY: ObserverEntry = ObserverEntry {
@@ -99,13 +99,6 @@ fn computed_in(rule: &ParamRule) -> Dtype {
     }
 }
 
-/// What becomes of `x`, whatever the width of the codes, of which f32 holds all: they have 16 bits at most.
-fn fake_quantized(x: f32, Params { scale, zero_point }: Params, grid: Grid) -> f32 {
-    let zero_point = zero_point as f32;
-    let code = ((x / scale).round_ties_even() + zero_point).clamp(grid.qmin as f32, grid.qmax as f32);
-    (code - zero_point) * scale
-}
-
 fn error(group: &Group<'_>, range: Range, rule: &ParamRule, dtype: Dtype) -> f64 {
     let params = rule.choose_params(range);
     let arithmetic = Arithmetic::of(rule.convention, rule.dtype);
@@ -121,7 +114,7 @@ fn error(group: &Group<'_>, range: Range, rule: &ParamRule, dtype: Dtype) -> f64
             quantize(piece, params, arithmetic, rule.grid, &mut codes);
             dequantize(&codes, rule.grid.qmin < 0, params, &mut back);
         } else {
-            back.iter_mut().zip(piece).for_each(|(back, x)| *back = fake_quantized(*x, params, rule.grid));
+            back.iter_mut().zip(piece).for_each(|(back, x)| *back = params.fake_quantize(*x, rule.grid));
         }
         for (x, back) in piece.iter().zip(&back) {
             let lost = f64::from(round_to(dtype, round_to(dtype, *back) - x).abs()).powf(exponent);

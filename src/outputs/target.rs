@@ -161,7 +161,7 @@ impl Target {
     }
 
     /// `--force` replaces what an earlier run may have written, not what merely has the name: a directory that holds a
-    /// sidecar of ours or nothing, and as a sidecar only a sidecar.
+    /// sidecar of ours or nothing, as a sidecar only a sidecar, and as another file no JSON text but ours.
     fn check_replaceable(&self, path: &Path) -> Result<()> {
         let is_sidecar = |path: &Path| if path.exists() { Document::try_recognize(path) } else { Ok(false) };
         let (expected, fine) = if path.is_dir() {

@@ -70,6 +70,16 @@ pub struct ParamRule {
 /// Default of `eps` in `torch.ao.quantization` observers: the f32 machine epsilon.
 const TORCH_MIN_SCALE: f32 = f32::EPSILON;
 
+impl Params {
+    /// What becomes of `value` once it is quantized to the codes of `clip`, whatever their width: f32 holds all of up to 16 bits.
+    #[inline(always)]
+    pub(crate) fn fake_quantize(self, value: f32, clip: Grid) -> f32 {
+        let zero_point = self.zero_point as f32;
+        let code = ((value / self.scale).round_ties_even() + zero_point).clamp(clip.qmin as f32, clip.qmax as f32);
+        (code - zero_point) * self.scale
+    }
+}
+
 impl ParamRule {
     /// The rule for weights of type `dtype` and the whole grid that `convention` uses of `codes`.
     pub fn new(convention: Convention, codes: CodeType, symmetric: bool, dtype: Dtype) -> Self {

@@ -181,13 +181,13 @@ fn axes_far_outside_of_a_value_take_no_memory() {
 
 // The following take a second; when everything was compared with everything, they took from twenty seconds to a minute.
 
-/// A Sum of these values.
-fn sum(values: &[String]) -> Node {
-    Node::new("Sum", &values.iter().map(String::as_str).collect::<Vec<_>>(), "y", &[])
-}
-
-fn numbered(what: &str, count: usize) -> Vec<String> {
-    (0..count).map(|i| format!("{what}{i}")).collect()
+/// A model of `nodes`, of `count` more that make a value each, and of their sum.
+fn with_many(mut nodes: Vec<Node>, count: usize, node: impl Fn(&str) -> Node) -> Workdir {
+    let values: Vec<String> = (0..count).map(|i| format!("v{i}")).collect();
+    let values: Vec<&str> = values.iter().map(String::as_str).collect();
+    nodes.extend(values.iter().map(|value| node(value)));
+    nodes.push(Node::new("Sum", &values, "y", &[]));
+    with_nodes(nodes)
 }
 
 #[test]
@@ -197,38 +197,27 @@ fn many_bodies_take_their_share_each() {
         outputs: vec![(name.clone(), vec![1, 4])],
         ..Graph::default()
     };
-    let values = numbered("v", 8_000);
-    let branch = |value: &String| {
+    let dir = with_many(vec![Node::new("Cast", &["s"], "is", &[("to", 9)])], 8_000, |value| {
         let bodies = vec![("then_branch", body(format!("{value}_then"))), ("else_branch", body(format!("{value}_else")))];
         Node { bodies, ..Node::new("If", &["is"], value, &[]) }
-    };
-    let mut nodes = vec![Node::new("Cast", &["s"], "is", &[("to", 9)])];
-    nodes.extend(values.iter().map(branch));
-    nodes.push(sum(&values));
-    let dir = with_nodes(nodes);
+    });
     dir.ok("inspect m.onnx");
 }
 
 #[test]
 fn many_readers_of_one_weight_take_their_share_each() {
-    let values = numbered("v", 10_000);
-    let mut nodes: Vec<Node> = values.iter().map(|value| Node::new("MatMul", &["x", "w"], value, &[])).collect();
-    nodes.push(sum(&values));
-    let dir = with_nodes(nodes);
+    let dir = with_many(Vec::new(), 10_000, |value| Node::new("MatMul", &["x", "w"], value, &[]));
     dir.ok("quantize m.onnx --mode weight-only --min-elements 0 --quiet --no-lint");
 }
 
 #[test]
 fn many_readers_of_one_trained_value_take_their_share_each() {
-    let values = numbered("v", 10_000);
-    let mut nodes = vec![
+    let pairs = vec![
         Node::new("QuantizeLinear", &["x", "s", "z"], "q", &[]),
         Node::new("DequantizeLinear", &["q", "s", "z"], "d", &[]),
         Node::new("DequantizeLinear", &["c", "s", "z"], "trained", &[]),
     ];
-    nodes.extend(values.iter().map(|value| Node::new("MatMul", &["d", "trained"], value, &[])));
-    nodes.push(sum(&values));
-    let dir = with_nodes(nodes);
+    let dir = with_many(pairs, 10_000, |value| Node::new("MatMul", &["d", "trained"], value, &[]));
     dir.ok("quantize m.onnx --quiet --no-lint");
 }
 

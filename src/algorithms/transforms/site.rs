@@ -220,13 +220,10 @@ impl Weight<'_> {
             extents[group] = Some(extents[group].map_or(extent, |known| known.merge(extent)));
         });
         let params: Vec<_> = extents.iter().map(|extent| extent.map(|extent| scheme.rule.choose_params(extent.range()))).collect();
-        let (low, high) = (scheme.clip.qmin as f32, scheme.clip.qmax as f32);
         scheme.layout.for_each_run(0..values.len(), |group, run| {
             let params = params[group].expect("a group has values");
-            let zero_point = params.zero_point as f32;
             for value in &mut values[run] {
-                let code = ((*value / params.scale).round_ties_even() + zero_point).clamp(low, high);
-                *value = (*value - (code - zero_point) * params.scale).powi(2);
+                *value = (*value - params.fake_quantize(*value, scheme.clip)).powi(2);
             }
         });
         Some(values)

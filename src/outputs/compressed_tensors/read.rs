@@ -117,14 +117,11 @@ fn activation(model: &Model, scale: usize, zero_point: Option<usize>) -> Result<
         return Err(model.tensor_error(scale, format!("dtype: expected floats, found {found}")));
     }
     let &[scale] = model.values(scale, 0..stored(scale).info.elements().min(2), &mut Vec::new()) else { return Ok(None) };
-    let zero_point = match zero_point.map(|tensor| (tensor, stored(tensor))) {
-        None => 0,
-        Some((_, zero)) if zero.info.dtype == Dtype::I8 && zero.data.len() == 1 => i32::from(zero.data[0].cast_signed()),
-        Some((tensor, zero)) => {
-            let found = format!("expected I8 [1], found {} {:?}", zero.info.dtype, zero.info.shape);
-            return Err(model.tensor_error(tensor, found));
-        }
+    let code = |tensor: usize| match (&stored(tensor).info, &stored(tensor).data[..]) {
+        (TensorInfo { dtype: Dtype::I8, .. }, [code]) => Ok(i32::from(code.cast_signed())),
+        (TensorInfo { dtype, shape, .. }, _) => Err(model.tensor_error(tensor, format!("expected I8 [1], found {dtype} {shape:?}"))),
     };
+    let zero_point = zero_point.map_or(Ok(0), code)?;
     let dtype = CodeType::Int8;
     let end = |code: i32| (code - zero_point) as f32 * scale;
     let Grid { qmin, qmax } = dtype.grid();

@@ -108,7 +108,10 @@ impl<'v> Static<'v> {
     fn style_of(&self, rewriter: &Rewriter<'_>, layer: &Layer) -> Style {
         let node = &rewriter.indexes[TOP].graph.node[layer.node];
         match node.input(2) {
-            Some(bias) if layer.op == "Conv" && self.bias_with_scales(rewriter, layer, &node.input[0], bias).is_none() => Style::Pairs,
+            Some(bias) if self.style == Style::Operators && layer.op == "Conv" => {
+                let is_held = self.bias_with_scales(rewriter, layer, &node.input[0], bias).is_some();
+                if is_held { Style::Operators } else { Style::Pairs }
+            }
             _ => self.style,
         }
     }
@@ -116,7 +119,7 @@ impl<'v> Static<'v> {
     /// Rewrites one layer.
     pub(super) fn rewrite(&mut self, rewriter: &mut Rewriter<'_>, number: usize, layer: &Layer) {
         let original = &rewriter.indexes[TOP].graph.node[layer.node];
-        let input = self.quantized(rewriter, &original.input[0]);
+        let mut input = self.quantized(rewriter, &original.input[0]);
         let mut node = match self.changed.get(&layer.node) {
             Some(nodes) => nodes[0].clone(),
             None => original.clone(),
@@ -128,15 +131,11 @@ impl<'v> Static<'v> {
                 let weight = rewriter.weight_for_integers(layer, layer.path.transposed);
                 let value = rewriter.names.fresh(&format!("{}_dequantized", layer.weight.1));
                 let mut nodes = dequantize(rewriter, &weight, &value);
-                let input = if self.style == Style::Operators {
+                if self.style == Style::Operators {
                     // Operators on codes have no use for the floats, so that nobody has made them.
-                    let floats = rewriter.names.fresh(&format!("{}_dequantized", original.input[0]));
-                    let input = Pair { floats, ..input };
+                    input.floats = rewriter.names.fresh(&format!("{}_dequantized", original.input[0]));
                     nodes.push(dequantize_linear(rewriter, &input));
-                    input
-                } else {
-                    input
-                };
+                }
                 node.input[0] = input.floats;
                 node.input[layer.input] = value;
                 if let Some(bias) = original.input(2)

@@ -301,14 +301,12 @@ pub fn quantize_columns(
     };
     if !max_error.is_finite() {
         // What a code stands for is beyond f32.
-        let exact = |i: usize| {
+        let mut sums = ErrorSums::default();
+        for i in 0..n {
             let params = Params { scale: scale[i], zero_point: zero_point[i] };
-            ErrorSums::exact(&row[i..=i], &codes[i..=i], grid.qmin < 0, params)
-        };
-        return (0..n).map(exact).fold(ErrorSums::default(), |mut sums, one| {
-            sums.merge(&one);
-            sums
-        });
+            sums.merge(&ErrorSums::exact(&row[i..=i], &codes[i..=i], grid.qmin < 0, params));
+        }
+        return sums;
     }
     ErrorSums { count: n as u64, error, value, max_error: f64::from(max_error) }
 }
